@@ -1,0 +1,23 @@
+//! The vocabulary of Hikae: what a disk is when nobody asks where it lies.
+//!
+//! ```text
+//!   disk bytes ──► blocks (64 KiB) ──► leaf nodes (128 block hashes, 8 MiB of disk)
+//!                                          └─► upper nodes (128 node hashes) ──► top ──► DiskRoot
+//! ```
+//!
+//! - [`ReadAt`], [`WriteAt`]: positioned bytes, the one shape that image readers, repositories and hosts share.
+//! - [`BlockHash`], [`NodeHash`], [`DiskRoot`]: what content is called.
+//! - [`geometry`]: block and node sizes, indexes, and the arithmetic between them.
+//!
+//! **Invariants.** Nothing here does I/O of its own, is async, reads a clock or draws a random number.
+//! A hash of one kind or level can never equal a hash of another kind or level for the same bytes.
+
+mod error;
+pub mod geometry;
+mod hash;
+mod io;
+
+pub use error::{Error, ErrorKind, Result};
+pub use geometry::{BLOCK_SIZE_BYTES, BlockIndex, FANOUT, LEAF_SIZE_BYTES, LeafIndex};
+pub use hash::{BlockHash, DiskRoot, HexError, NodeHash, OmissionHash};
+pub use io::{Extent, ExtentKind, ReadAt, WriteAt, read_padded};

@@ -1,0 +1,5 @@
+//! Automation: `cargo xtask test|bench|tidy|gen`.
+
+fn main() -> anyhow::Result<()> {
+    Ok(())
+}
