@@ -107,7 +107,11 @@ impl BlockHash {
     /// # Panics
     /// If `block` is not exactly one block long: that is a bug in the caller, never a matter of content.
     pub fn of(block: &[u8]) -> Self {
-        assert_eq!(block.len() as u64, BLOCK_SIZE_BYTES, "a block is hashed whole");
+        assert_eq!(
+            block.len() as u64,
+            BLOCK_SIZE_BYTES,
+            "a block is hashed whole"
+        );
         let mut hasher = BLOCK_HASHER.clone();
         hasher.update(block);
         Self(*hasher.finalize().as_bytes())
@@ -153,7 +157,12 @@ impl OmissionHash {
 
 impl DiskRoot {
     /// Binds the top node to the disk's length, its tree's height and what was left out.
-    pub fn of(length_bytes: u64, height: u8, top: NodeHash, omissions: Option<OmissionHash>) -> Self {
+    pub fn of(
+        length_bytes: u64,
+        height: u8,
+        top: NodeHash,
+        omissions: Option<OmissionHash>,
+    ) -> Self {
         let mut hasher = blake3::Hasher::new_derive_key("hikae v1 disk root");
         hasher.update(&length_bytes.to_le_bytes());
         hasher.update(&[height]);

@@ -66,7 +66,11 @@ pub trait ReadAt: Send + Sync {
                 format!("extent at {offset} of {}", self.size_bytes()),
             ));
         }
-        Ok(Extent { offset, length_bytes: left.min(limit_bytes), kind: ExtentKind::Data })
+        Ok(Extent {
+            offset,
+            length_bytes: left.min(limit_bytes),
+            kind: ExtentKind::Data,
+        })
     }
 }
 
@@ -120,8 +124,14 @@ impl<T: WriteAt + ?Sized> WriteAt for std::sync::Arc<T> {
 /// Reads what of the range lies inside the source and zeroes the rest of the buffer: how the last block is padded.
 pub fn read_padded(source: &(impl ReadAt + ?Sized), offset: u64, buffer: &mut [u8]) -> Result<()> {
     let left = source.size_bytes().saturating_sub(offset);
-    let inside = usize::try_from(left).unwrap_or(usize::MAX).min(buffer.len());
+    let inside = usize::try_from(left)
+        .unwrap_or(usize::MAX)
+        .min(buffer.len());
     let (head, tail) = buffer.split_at_mut(inside);
     tail.fill(0);
-    if head.is_empty() { Ok(()) } else { source.read_at(offset, head) }
+    if head.is_empty() {
+        Ok(())
+    } else {
+        source.read_at(offset, head)
+    }
 }
