@@ -1,7 +1,25 @@
 //! Virtual disk images: read, write, create, check, repair, convert, merge.
+//!
+//! ```text
+//!   HostFile ──► vhd, vhdx, qcow2, vmdk, raw ──► chain ──► Image ──► map, compare, convert
+//!    (file)         one reader per format       parents    one disk        └──► ImageWriter ──► file
+//! ```
+//!
+//! Every format has a reader that answers [`block::ReadAt`] and, where it can, extents; [`Image`] puts the files of a
+//! chain on one another and is what the rest of the product reads. Nothing here is async, and nothing here reads a clock
+//! or draws an id that it was not given.
+//!
+//! **Invariants.** What lies in an image is a stranger's word: any content gives bytes or a typed [`Error`] that says
+//! where, in bounded memory and time. Reading never writes.
 
+pub mod chain;
 mod error;
+pub mod file;
+pub mod image;
 mod info;
+pub mod raw;
+pub mod vhd;
 
 pub use error::{Error, ErrorKind, Result};
+pub use image::{Image, OpenOptions};
 pub use info::{DiskId, Format, ImageInfo, Subformat};
