@@ -97,6 +97,7 @@ pub(crate) struct Options {
     pub(crate) rounds: usize,
     pub(crate) effort: Effort,
     pub(crate) sections: BTreeSet<Section>,
+    tools: Vec<ToolKind>,
     pub(crate) dir: PathBuf,
     install: bool,
     keep: bool,
@@ -110,6 +111,7 @@ impl Options {
             rounds: 5,
             effort: Effort::Full,
             sections: Section::ALL.iter().map(|(_, section)| *section).collect(),
+            tools: ToolKind::ALL.to_vec(),
             dir: workspace.join("target/bench"),
             install: false,
             keep: false,
@@ -131,6 +133,13 @@ impl Options {
                         .split(',')
                         .map(Section::parse)
                         .collect::<Result<_>>()?;
+                }
+                "--tools" => {
+                    options.tools = value()?
+                        .split(',')
+                        .map(ToolKind::parse)
+                        .collect::<Option<_>>()
+                        .context(USAGE)?;
                 }
                 "--dir" => options.dir = std::path::absolute(value()?)?,
                 "--quick" => options.effort = Effort::Quick,
@@ -158,7 +167,7 @@ impl Options {
     }
 
     fn is_whole(&self) -> bool {
-        self.sections.len() == Section::ALL.len()
+        self.sections.len() == Section::ALL.len() && self.tools.len() == ToolKind::ALL.len()
     }
 }
 
@@ -193,7 +202,7 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
     if options.install {
         install(workspace)?;
     }
-    let programs = find_programs(workspace)?;
+    let programs = find_programs(&options, workspace)?;
     std::fs::create_dir_all(&options.dir)?;
     let work = options.dir.join("work");
     clear(&work)?;
@@ -314,7 +323,7 @@ fn install(workspace: &Path) -> Result<()> {
     Ok(())
 }
 
-fn find_programs(workspace: &Path) -> Result<Programs> {
+fn find_programs(options: &Options, workspace: &Path) -> Result<Programs> {
     let release = workspace.join("target/release");
     let programs = Programs {
         hikae: release.join("hikae"),
@@ -327,16 +336,17 @@ fn find_programs(workspace: &Path) -> Result<Programs> {
         qemu_img: find_program("qemu-img"),
         qemu_io: find_program("qemu-io"),
     };
-    ensure!(
-        programs.hikae.is_file(),
-        "{} is missing: leave out --no-build",
-        programs.hikae.display()
-    );
-    ensure!(
-        programs.plain.is_file(),
-        "{} is missing: leave out --no-build",
-        programs.plain.display()
-    );
+    for (kind, program) in [
+        (ToolKind::Hikae, &programs.hikae),
+        (ToolKind::PlainLoop, &programs.plain),
+    ] {
+        let usable = program.is_file() || !options.tools.contains(&kind);
+        ensure!(
+            usable,
+            "{} is missing: leave out --no-build",
+            program.display()
+        );
+    }
     let missing: Vec<&str> = [
         ("restic", &programs.restic),
         ("borg", &programs.borg),
@@ -363,9 +373,10 @@ fn find_program(name: &str) -> Option<PathBuf> {
         .find(|file| file.is_file())
 }
 
-/// The tools of these kinds that are installed, each with a place of its own under `work`.
-fn tools(programs: &Programs, work: &Path, kinds: &[ToolKind]) -> Vec<Tool> {
-    kinds
+/// The wanted tools that are installed, each with a place of its own under `work`.
+fn tools(options: &Options, programs: &Programs, work: &Path) -> Vec<Tool> {
+    options
+        .tools
         .iter()
         .filter_map(|kind| Tool::find(*kind, programs, work))
         .collect()

@@ -58,8 +58,18 @@ pub(crate) fn describe(work: &Path, programs: &Programs) -> Result<Vec<Fact>> {
         ),
         ("file system".to_owned(), file_system(work)?),
     ];
+    facts.extend(versions(programs)?);
+    Ok(facts)
+}
+
+/// What the measured programs call themselves.
+fn versions(programs: &Programs) -> Result<Vec<Fact>> {
+    let mut facts = Vec::new();
     let tools = [
-        (Some(programs.hikae.clone()), "--version"),
+        (
+            Some(programs.hikae.clone()).filter(|path| path.is_file()),
+            "--version",
+        ),
         (programs.restic.clone(), "version"),
         (programs.borg.clone(), "--version"),
         (programs.b3sum.clone(), "--version"),

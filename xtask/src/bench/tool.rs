@@ -58,6 +58,18 @@ impl ToolKind {
         }
     }
 
+    /// The tool that is called so on the command line.
+    pub(crate) fn parse(text: &str) -> Option<Self> {
+        let names = [
+            "hikae", "tracked", "restic", "borg", "cp", "qemu-img", "b3sum", "plain",
+        ];
+        names
+            .iter()
+            .zip(Self::ALL)
+            .find(|(name, _)| **name == text)
+            .map(|(_, kind)| kind)
+    }
+
     /// Whether the tool is measured in that section.
     pub(crate) fn takes_part(self, section: Section) -> bool {
         match section {

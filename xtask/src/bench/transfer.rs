@@ -23,7 +23,7 @@ pub(crate) fn run(
     image: &Path,
     report: &mut Report,
 ) -> Result<()> {
-    let mut tools = super::tools(programs, work, &ToolKind::ALL);
+    let mut tools = super::tools(options, programs, work);
     let mut bench = Transfer {
         options,
         image,
@@ -332,7 +332,7 @@ pub(crate) fn run_database(
     let file = work.join("database.raw");
     disk::create_filled(&file, options.size_bytes, Fill::HalfCompressible(21))?;
     let share = options.size_bytes as f64 / f64::from(1 << 30) / 4.0;
-    let mut tools = super::tools(programs, work, &ToolKind::ALL);
+    let mut tools = super::tools(options, programs, work);
     tools.retain(|tool| tool.kind.takes_part(Section::Database));
     for tool in &mut tools {
         println!("database, first version: {}", tool.kind.name());
