@@ -17,8 +17,10 @@ mod error;
 pub mod file;
 pub mod image;
 mod info;
+pub mod memory;
 pub mod raw;
 pub mod vhd;
+pub mod vhdx;
 
 pub use error::{Error, ErrorKind, Result};
 pub use image::{Image, OpenOptions};

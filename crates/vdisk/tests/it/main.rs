@@ -1,0 +1,4 @@
+//! Tests of the crate from outside: corpora, other programs as second opinion, properties, crashes, hostile bytes.
+
+mod corpora;
+mod vhdx_read;
