@@ -1,8 +1,10 @@
 //! Every store kept to what it promises.
 
+mod conformance;
 mod directory;
 mod memory;
 mod names;
+mod wrappers;
 
 use store::ObjectName;
 
