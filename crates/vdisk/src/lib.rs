@@ -14,13 +14,17 @@
 
 pub mod chain;
 mod error;
+mod field;
 pub mod file;
 pub mod image;
 mod info;
 pub mod memory;
+mod pages;
+pub mod qcow2;
 pub mod raw;
 pub mod vhd;
 pub mod vhdx;
+pub mod vmdk;
 
 pub use error::{Error, ErrorKind, Result};
 pub use image::{Image, OpenOptions};
