@@ -13,19 +13,17 @@
 //! where, in bounded memory and time. Reading never writes.
 
 pub mod chain;
+mod check;
 mod error;
-mod field;
 pub mod file;
 pub mod image;
 mod info;
 pub mod memory;
-mod pages;
-pub mod qcow2;
 pub mod raw;
 pub mod vhd;
 pub mod vhdx;
-pub mod vmdk;
 
+pub use check::{CheckReport, Finding, RepairMode, Severity};
 pub use error::{Error, ErrorKind, Result};
 pub use image::{Image, OpenOptions};
 pub use info::{DiskId, Format, ImageInfo, Subformat};

@@ -9,7 +9,7 @@
 //! - [`VhdReader`] reads any of them; a differencing image reads through its parent.
 //! - [`create`] makes an empty image as Windows lays it out.
 //! - [`VhdWriter`] changes an image in place and survives a crash; [`VhdBuilder`] fills a new one and is faster for it.
-//! - [`check`] and [`repair`] look after the two footers and the table; [`merge`] writes a child into its parent.
+//! - [`check`] and [`repair`] look after the two footers and the table.
 //!
 //! **Invariants.** The size is the footer's current size, never its geometry. The footer at the end rules; the copy at
 //! the beginning rules when the end is damaged. Data lie at 4 KiB boundaries, as Windows puts them.
@@ -27,10 +27,16 @@
     )
 )]
 
+mod check;
+mod create;
 mod format;
 mod reader;
 mod table;
+mod writer;
 
+pub use check::{check, repair};
+pub use create::{Allocation, CreateOptions, DEFAULT_BLOCK_BYTES, ParentLink, create};
 pub(crate) use format::UNFINISHED_COOKIE;
-pub use format::{DiskType, VhdTime};
+pub use format::{DiskType, MAX_DISK_BYTES, VhdTime};
 pub use reader::{ParentIdentity, VhdReader};
+pub use writer::{VhdBuilder, VhdWriter};

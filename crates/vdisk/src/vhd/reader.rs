@@ -10,7 +10,7 @@
 //! file or over one another. Memory is bounded: pages of the table, some bitmaps, and while opening four bytes for each
 //! allocated block up to a cap. A differencing image without its parent never answers with zeros: it refuses.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use block::{Extent, ExtentKind, ReadAt};
 
@@ -18,13 +18,11 @@ use super::format::{
     self, DiskType, FOOTER_BYTES, FOOTER_SIZE, Footer, HEADER_BYTES, HEADER_SIZE, Header,
     SECTOR_BYTES, UNUSED_BLOCK, VhdTime, length_u64,
 };
-use super::table::{BlockTable, Recent, bit_run};
+use super::table::{Bitmaps, BlockTable, bit_run};
 use crate::{DiskId, Error, ErrorKind, Format, ImageInfo, Result, Subformat};
 
 /// Smallest and greatest block that is believed; Windows writes 512 KiB and 2 MiB.
 const BLOCK_BYTES_RANGE: std::ops::RangeInclusive<u32> = 4096..=256 << 20;
-/// Sector bitmaps kept in memory (512 bytes each with blocks of 2 MiB).
-const BITMAPS: usize = 256;
 /// The longest parent path that is read.
 const MAX_LOCATOR_BYTES: u32 = 64 * 1024;
 /// Blocks whose places are compared when opening: a 2 TiB disk with blocks of 512 KiB.
@@ -59,7 +57,7 @@ pub(super) struct Blocks {
     pub block_bytes: u64,
     /// Bytes of a block's bitmap: whole sectors in front of its data.
     pub bitmap_bytes: u64,
-    bitmaps: Mutex<Recent<Arc<[u8]>>>,
+    pub bitmaps: Bitmaps,
 }
 
 /// A VHD opened for reading.
@@ -83,6 +81,16 @@ impl VhdReader {
     /// Opens an image. `parent` is what a differencing image lies on; without it only its own sectors can be read.
     pub fn open(file: Arc<dyn ReadAt>, parent: Option<Arc<dyn ReadAt>>) -> Result<Self> {
         let (footer, place) = find_footer(&*file)?;
+        Self::open_with(file, footer, place, parent)
+    }
+
+    /// The same when the footer is known.
+    pub(super) fn open_with(
+        file: Arc<dyn ReadAt>,
+        footer: Footer,
+        place: FooterPlace,
+        parent: Option<Arc<dyn ReadAt>>,
+    ) -> Result<Self> {
         let mut reader = Self {
             file,
             footer,
@@ -170,16 +178,12 @@ impl VhdReader {
         &self.footer
     }
 
-    pub(super) fn place(&self) -> FooterPlace {
-        self.place
-    }
-
     pub(super) fn blocks(&self) -> Option<&Blocks> {
         self.blocks.as_ref()
     }
 
     /// The end of what may hold data: the footer's offset, or the end of the file where the footer is lost.
-    fn data_end(&self) -> u64 {
+    pub(super) fn data_end(&self) -> u64 {
         let footer_bytes = match self.place {
             FooterPlace::End => 512,
             FooterPlace::ShortEnd => 511,
@@ -196,8 +200,7 @@ impl VhdReader {
         let index = offset.checked_div(blocks.block_bytes).unwrap_or(0);
         let within = offset.checked_rem(blocks.block_bytes).unwrap_or(0);
         let left_in_block = blocks.block_bytes.saturating_sub(within);
-        let sector = blocks.table.get(index)?;
-        if sector == UNUSED_BLOCK {
+        let Some(block_start) = blocks.start_of(index)? else {
             let more = limit
                 .saturating_sub(left_in_block)
                 .div_ceil(blocks.block_bytes);
@@ -209,8 +212,7 @@ impl VhdReader {
                 Piece::Zero
             };
             return Ok((piece, length.min(limit)));
-        }
-        let block_start = u64::from(sector).saturating_mul(SECTOR_BYTES);
+        };
         let data_start = block_start.saturating_add(blocks.bitmap_bytes);
         let in_file = Piece::File {
             offset: data_start.saturating_add(within),
@@ -219,7 +221,7 @@ impl VhdReader {
         if self.parent_identity.is_none() {
             return Ok((in_file, limit));
         }
-        let bitmap = blocks.bitmap(&*self.file, index, block_start)?;
+        let bitmap = blocks.bitmaps.get(index, block_start)?;
         let first = within / SECTOR_BYTES;
         let skipped = within % SECTOR_BYTES;
         let sectors = limit.saturating_add(skipped).div_ceil(SECTOR_BYTES);
@@ -244,7 +246,7 @@ impl VhdReader {
         Ok(block::read_padded(parent, offset, buffer)?)
     }
 
-    fn check_range(&self, offset: u64, length: u64) -> Result<()> {
+    pub(super) fn check_range(&self, offset: u64, length: u64) -> Result<()> {
         let size = self.size_bytes();
         match offset.checked_add(length) {
             Some(end) if end <= size => Ok(()),
@@ -319,23 +321,10 @@ impl VhdReader {
 }
 
 impl Blocks {
-    fn bitmap(&self, file: &dyn ReadAt, index: u64, block_start: u64) -> Result<Arc<[u8]>> {
-        if let Some(found) = self
-            .bitmaps
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(index)
-        {
-            return Ok(found);
-        }
-        let mut bytes = vec![0; usize::try_from(self.bitmap_bytes).unwrap_or(0)];
-        file.read_at(block_start, &mut bytes)?;
-        let bitmap: Arc<[u8]> = bytes.into();
-        self.bitmaps
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .put(index, Arc::clone(&bitmap));
-        Ok(bitmap)
+    /// Where a block begins in the file, if it is there.
+    pub fn start_of(&self, index: u64) -> Result<Option<u64>> {
+        let sector = self.table.get(index)?;
+        Ok((sector != UNUSED_BLOCK).then(|| u64::from(sector).saturating_mul(SECTOR_BYTES)))
     }
 }
 
@@ -443,20 +432,46 @@ pub(super) fn open_blocks(
         table,
         block_bytes,
         bitmap_bytes,
-        bitmaps: Mutex::new(Recent::new(BITMAPS)),
+        bitmaps: Bitmaps::new(Arc::clone(file), usize::try_from(bitmap_bytes).unwrap_or(0)),
     })
 }
 
-/// Refuses blocks that reach behind the end of the file or lie over one another or over the image's own tables.
-fn refuse_misplaced_blocks(blocks: &Blocks, file_bytes: u64, disk_bytes: u64) -> Result<()> {
-    let mut starts: Vec<u32> = Vec::new();
-    blocks.table.for_each_allocated(|index, sector| {
+/// Where allocated blocks lie, and whether that can be true.
+pub(super) struct Placement {
+    starts: Vec<u32>,
+    block_bytes: u64,
+    bitmap_bytes: u64,
+    file_bytes: u64,
+    disk_bytes: u64,
+}
+
+impl Placement {
+    pub fn new(blocks: &Blocks, file_bytes: u64, disk_bytes: u64) -> Self {
+        let Blocks {
+            block_bytes,
+            bitmap_bytes,
+            ..
+        } = *blocks;
+        Self {
+            starts: Vec::new(),
+            block_bytes,
+            bitmap_bytes,
+            file_bytes,
+            disk_bytes,
+        }
+    }
+
+    /// Notes a block; an error when it lies outside the file or on the footer copy.
+    pub fn add(&mut self, index: u64, sector: u32) -> Result<()> {
         let start = u64::from(sector).saturating_mul(SECTOR_BYTES);
-        let disk_left = disk_bytes.saturating_sub(index.saturating_mul(blocks.block_bytes));
-        let used = blocks
+        let disk_left = self
+            .disk_bytes
+            .saturating_sub(index.saturating_mul(self.block_bytes));
+        // The last block of a disk may be cut short in the file.
+        let used = self
             .bitmap_bytes
-            .saturating_add(disk_left.min(blocks.block_bytes));
-        if start.saturating_add(used) > file_bytes {
+            .saturating_add(disk_left.min(self.block_bytes));
+        if start.saturating_add(used) > self.file_bytes {
             return Err(Error::corrupt(format!(
                 "vhd block {index} at sector {sector} reaches behind the file's end"
             )));
@@ -466,22 +481,36 @@ fn refuse_misplaced_blocks(blocks: &Blocks, file_bytes: u64, disk_bytes: u64) ->
                 "vhd block {index} lies on the footer copy"
             )));
         }
-        if starts.len() < MAX_COMPARED_BLOCKS {
-            starts.push(sector);
+        if self.starts.len() < MAX_COMPARED_BLOCKS {
+            self.starts.push(sector);
         }
         Ok(())
-    })?;
-    starts.sort_unstable();
-    // The last block of a disk may be cut short in the file, but no other begins inside its room.
-    let room = blocks.bitmap_bytes.saturating_add(blocks.block_bytes) / SECTOR_BYTES;
-    for (one, next) in starts.iter().zip(starts.iter().skip(1)) {
-        if u64::from(next.saturating_sub(*one)) < room {
-            return Err(Error::corrupt(format!(
-                "vhd blocks at sectors {one} and {next} overlap"
-            )));
-        }
     }
-    Ok(())
+
+    /// Pairs of blocks of which the second begins inside the first.
+    pub fn overlaps(&mut self) -> impl Iterator<Item = (u32, u32)> + '_ {
+        self.starts.sort_unstable();
+        let room = self.bitmap_bytes.saturating_add(self.block_bytes) / SECTOR_BYTES;
+        self.starts
+            .iter()
+            .zip(self.starts.iter().skip(1))
+            .filter(move |(one, next)| u64::from(next.saturating_sub(**one)) < room)
+            .map(|(one, next)| (*one, *next))
+    }
+}
+
+/// Refuses blocks that reach behind the end of the file or lie over one another.
+fn refuse_misplaced_blocks(blocks: &Blocks, file_bytes: u64, disk_bytes: u64) -> Result<()> {
+    let mut placement = Placement::new(blocks, file_bytes, disk_bytes);
+    blocks
+        .table
+        .for_each_allocated(|index, sector| placement.add(index, sector))?;
+    match placement.overlaps().next() {
+        Some((one, next)) => Err(Error::corrupt(format!(
+            "vhd blocks at sectors {one} and {next} overlap"
+        ))),
+        None => Ok(()),
+    }
 }
 
 /// Every path that the image gives for its parent: relative first, then absolute, then the bare name.

@@ -1,7 +1,5 @@
 //! Tests of the crate from outside: corpora, other programs as second opinion, properties, crashes, hostile bytes.
 
 mod corpora;
-mod qcow2_read;
-mod qcow2_tool;
+mod vhd;
 mod vhdx_read;
-mod vmdk_read;
