@@ -1,0 +1,3 @@
+//! Garbage collection: the records of its generations.
+
+pub(crate) mod records;

@@ -1,0 +1,351 @@
+//! The two records of a generation of garbage collection, and what their presence means to everybody else.
+//!
+//! ```text
+//!   gc/<g>.condemned   gc/<g>.verdict     the packs of condemned
+//!   ────────────────   ───────────────    ───────────────────────────────────────────────────────────
+//!   present            absent             count as absent for writers; gc may still rescue them
+//!   present            deletes            those of the verdict are being deleted; the others count again
+//!   present            aborted            all count again
+//!   absent             present            gone: the generation is finished; its number is never used again
+//! ```
+//!
+//! The newest verdict stays for ever: it keeps the generation's number taken, and its table of **retired** points proves that a
+//! sequence number without a point was removed by garbage collection and not by somebody else.
+//!
+//! **Invariants.** Both are create-if-absent. A verdict ends its generation for everybody: whoever wants to abort one puts an
+//! empty verdict, and the collector that comes second stops. The union of the retired tables of all verdicts that are
+//! present never shrinks.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use store::{ObjectName, list_all};
+
+use crate::access::ObjectAccess;
+use crate::format::{MAX_ENVELOPE_TEXT_BYTES, ObjectKind};
+use crate::points::PointKey;
+use crate::{Error, ErrorKind, LeaseId, NameId, PackId, Result, names};
+
+/// Most bytes of a record that are read.
+const RECORD_SIZE_BYTES_MAX: u64 = MAX_ENVELOPE_TEXT_BYTES as u64 + 4_096;
+
+/// What a generation wants to delete.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Condemned {
+    /// Its number, equal to the one in the object's name.
+    pub generation: u64,
+    /// The collector's lease.
+    pub lease: LeaseId,
+    /// Packs that nothing live needs.
+    pub packs: Vec<PackId>,
+    /// Forgotten points.
+    pub points: Vec<PointKey>,
+}
+
+/// What a generation deletes: at most what it condemned.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Verdict {
+    /// Its number, equal to the one in the object's name.
+    pub generation: u64,
+    /// Whether anything is deleted.
+    pub outcome: VerdictOutcome,
+    /// Packs to delete.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub packs: Vec<PackId>,
+    /// Points to delete, with their marks.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub points: Vec<PointKey>,
+    /// All points that this and earlier generations removed.
+    #[serde(default, skip_serializing_if = "Retired::is_empty")]
+    pub retired: Retired,
+}
+
+/// How a generation ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum VerdictOutcome {
+    /// Somebody stopped it: nothing is deleted.
+    Aborted,
+    /// The packs and points that it lists are deleted.
+    Delete,
+}
+
+impl Verdict {
+    /// The verdict that ends a generation without deleting anything.
+    pub fn aborted(generation: u64) -> Self {
+        Self {
+            generation,
+            outcome: VerdictOutcome::Aborted,
+            packs: Vec::new(),
+            points: Vec::new(),
+            retired: Retired::default(),
+        }
+    }
+}
+
+/// Sequence numbers, by name, that garbage collection removed: ranges, both ends included, sorted, not touching.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Retired(BTreeMap<NameId, Vec<(u64, u64)>>);
+
+impl Retired {
+    /// Whether nothing was ever removed.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Whether the point was removed.
+    pub fn contains(&self, key: PointKey) -> bool {
+        self.0.get(&key.name_id).is_some_and(|ranges| {
+            ranges
+                .iter()
+                .any(|(first, last)| (*first..=*last).contains(&key.sequence))
+        })
+    }
+
+    /// The highest removed number of a name.
+    pub fn highest(&self, name: NameId) -> Option<u64> {
+        self.0
+            .get(&name)
+            .and_then(|ranges| ranges.iter().map(|(_, last)| *last).max())
+    }
+
+    /// The names that lost a point.
+    pub fn names(&self) -> impl Iterator<Item = NameId> + '_ {
+        self.0.keys().copied()
+    }
+
+    /// Removes one more.
+    pub fn insert(&mut self, key: PointKey) {
+        self.insert_range(key.name_id, key.sequence, key.sequence);
+    }
+
+    /// Adds all of another table.
+    pub fn merge(&mut self, other: &Self) {
+        for (name, ranges) in &other.0 {
+            for (first, last) in ranges {
+                self.insert_range(*name, *first, *last);
+            }
+        }
+    }
+
+    /// Whether all of `other` is in here.
+    pub fn covers(&self, other: &Self) -> bool {
+        let mut both = self.clone();
+        both.merge(other);
+        both == *self
+    }
+
+    fn insert_range(&mut self, name: NameId, first: u64, last: u64) {
+        let ranges = self.0.entry(name).or_default();
+        ranges.push((first, last.max(first)));
+        ranges.sort_unstable();
+        let mut joined: Vec<(u64, u64)> = Vec::with_capacity(ranges.len());
+        for (first, last) in ranges.drain(..) {
+            match joined.last_mut() {
+                Some((_, end)) if first <= end.saturating_add(1) => *end = (*end).max(last),
+                _ => joined.push((first, last)),
+            }
+        }
+        *ranges = joined;
+    }
+}
+
+/// What lies in `gc/` about one generation.
+#[derive(Debug)]
+pub struct GenerationRecords {
+    /// Its number.
+    pub generation: u64,
+    /// What it condemned, if that is still there.
+    pub condemned: Option<Result<Condemned>>,
+    /// How it ended, if it did.
+    pub verdict: Option<Result<Verdict>>,
+}
+
+impl GenerationRecords {
+    /// Whether all its deletions are done.
+    pub fn is_finished(&self) -> bool {
+        self.condemned.is_none() && self.verdict.is_some()
+    }
+
+    /// The packs that must not be counted on because of it. An unreadable verdict leaves everything condemned.
+    pub fn absent_packs(&self) -> &[PackId] {
+        match (&self.condemned, &self.verdict) {
+            (None, _) => &[],
+            (Some(_), Some(Ok(verdict))) => &verdict.packs,
+            (Some(Ok(condemned)), _) => &condemned.packs,
+            (Some(Err(_)), _) => &[],
+        }
+    }
+}
+
+/// Which of the two records.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum RecordPart {
+    Condemned,
+    Verdict,
+}
+
+fn list_parts(access: &dyn ObjectAccess) -> Result<BTreeMap<u64, Vec<RecordPart>>> {
+    let mut parts: BTreeMap<u64, Vec<RecordPart>> = BTreeMap::new();
+    for entry in list_all(access.store(), &names::gc()?) {
+        let entry = entry?;
+        let (_, last) = entry.name.split();
+        let Some((number, part)) = last.split_once('.') else {
+            continue;
+        };
+        let part = match part {
+            "condemned" => RecordPart::Condemned,
+            "verdict" => RecordPart::Verdict,
+            _ => continue,
+        };
+        if let Some(generation) = names::parse_number(number) {
+            parts.entry(generation).or_default().push(part);
+        }
+    }
+    Ok(parts)
+}
+
+/// Everything in `gc/`, by generation. Unreadable records are among them as errors; other failures end the call.
+pub(crate) fn read_records(access: &dyn ObjectAccess) -> Result<Vec<GenerationRecords>> {
+    let mut records = Vec::new();
+    for (generation, parts) in list_parts(access)? {
+        let mut record = GenerationRecords {
+            generation,
+            condemned: None,
+            verdict: None,
+        };
+        for part in parts {
+            match part {
+                RecordPart::Condemned => record.condemned = read_condemned(access, generation)?,
+                RecordPart::Verdict => record.verdict = read_verdict(access, generation)?,
+            }
+        }
+        if record.condemned.is_some() || record.verdict.is_some() {
+            records.push(record);
+        }
+    }
+    Ok(records)
+}
+
+fn read_condemned(access: &dyn ObjectAccess, generation: u64) -> Result<Option<Result<Condemned>>> {
+    let name = names::condemned(generation)?;
+    let read = read_record(access, ObjectKind::Condemned, &name, |body: &Condemned| {
+        body.generation == generation
+    });
+    sort_out(read)
+}
+
+fn read_verdict(access: &dyn ObjectAccess, generation: u64) -> Result<Option<Result<Verdict>>> {
+    let name = names::verdict(generation)?;
+    let read = read_record(access, ObjectKind::Verdict, &name, |body: &Verdict| {
+        body.generation == generation
+    });
+    sort_out(read)
+}
+
+fn read_record<T: for<'de> Deserialize<'de>>(
+    access: &dyn ObjectAccess,
+    kind: ObjectKind,
+    name: &ObjectName,
+    fits: impl Fn(&T) -> bool,
+) -> Result<T> {
+    let text = access.get_sealed(kind, name, RECORD_SIZE_BYTES_MAX)?;
+    let body: T = serde_json::from_slice(&text).map_err(|error| {
+        Error::corrupt(name, "not a record of garbage collection").caused_by(error)
+    })?;
+    if fits(&body) {
+        Ok(body)
+    } else {
+        Err(Error::corrupt(name, "of another generation"))
+    }
+}
+
+/// Absent is `None`, damaged is an inner error, everything else ends the caller.
+fn sort_out<T>(read: Result<T>) -> Result<Option<Result<T>>> {
+    match read {
+        Ok(body) => Ok(Some(Ok(body))),
+        Err(error) => match error.kind() {
+            ErrorKind::NotFound => Ok(None),
+            ErrorKind::Corrupt | ErrorKind::WrongKey | ErrorKind::Unsupported => {
+                Ok(Some(Err(error)))
+            }
+            _ => Err(error),
+        },
+    }
+}
+
+/// Packs that a generation has condemned and not given back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct CondemnedNews {
+    pub(crate) generation: u64,
+    pub(crate) packs: Vec<PackId>,
+}
+
+/// The generations after `observed` that are not finished, oldest first. One whose list cannot be read is aborted:
+/// nobody may work on without knowing what is condemned, and an abort harms nobody.
+pub(crate) fn condemned_since(
+    access: &dyn ObjectAccess,
+    observed: u64,
+) -> Result<Vec<CondemnedNews>> {
+    let mut news = Vec::new();
+    for (generation, parts) in list_parts(access)? {
+        if generation <= observed || !parts.contains(&RecordPart::Condemned) {
+            continue;
+        }
+        let Some(mut condemned) = read_condemned(access, generation)? else {
+            continue;
+        };
+        let mut verdict = read_verdict(access, generation)?;
+        if condemned.is_err() && verdict.is_none() {
+            put_verdict(access, &Verdict::aborted(generation))?;
+            verdict = read_verdict(access, generation)?;
+        }
+        if let Some(Ok(verdict)) = verdict {
+            news.push(CondemnedNews {
+                generation,
+                packs: verdict.packs,
+            });
+        } else {
+            let packs =
+                std::mem::take(&mut condemned.as_mut().map_err(|error| error.again())?.packs);
+            news.push(CondemnedNews { generation, packs });
+        }
+    }
+    Ok(news)
+}
+
+/// Whether a record was put by this call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum PutOutcome {
+    /// Yes.
+    Put,
+    /// Somebody else's record is there.
+    Taken,
+}
+
+pub(crate) fn put_condemned(access: &dyn ObjectAccess, record: &Condemned) -> Result<PutOutcome> {
+    let name = names::condemned(record.generation)?;
+    put_record(access, ObjectKind::Condemned, &name, record)
+}
+
+pub(crate) fn put_verdict(access: &dyn ObjectAccess, record: &Verdict) -> Result<PutOutcome> {
+    let name = names::verdict(record.generation)?;
+    put_record(access, ObjectKind::Verdict, &name, record)
+}
+
+fn put_record<T: Serialize>(
+    access: &dyn ObjectAccess,
+    kind: ObjectKind,
+    name: &ObjectName,
+    record: &T,
+) -> Result<PutOutcome> {
+    let text = serde_json::to_vec(record).map_err(|error| {
+        Error::new(ErrorKind::Local, format!("writing {name}")).caused_by(error)
+    })?;
+    match access.put_sealed(kind, name, &text) {
+        Ok(()) => Ok(PutOutcome::Put),
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(PutOutcome::Taken),
+        Err(error) => Err(error),
+    }
+}
