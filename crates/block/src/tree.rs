@@ -26,7 +26,7 @@ mod memory;
 mod reader;
 
 pub use builder::{TreeBuilder, TreeBuilderStats};
-pub use memory::NodeMap;
+pub use memory::{NoNodes, NodeMap};
 pub use reader::{LeafRun, TreeReader};
 
 use crate::geometry::{self, FANOUT, MAX_DISK_SIZE_BYTES, NODE_SIZE_BYTES};

@@ -98,6 +98,23 @@ impl<'a> TreeBuilder<'a> {
         Ok(hash)
     }
 
+    /// Replaces a leaf of which only the name is known; whoever needs its node must have it from elsewhere.
+    ///
+    /// # Errors
+    /// As [`TreeBuilder::replace`], except that content behind the end cannot be seen.
+    pub fn replace_hash(
+        &mut self,
+        leaf: LeafIndex,
+        hash: NodeHash,
+        sink: &mut dyn NodeSink,
+    ) -> Result<()> {
+        self.pass(leaf, 1)?;
+        if hash != self.base.leaf_hash(leaf)? {
+            self.stats.leaves_changed += 1;
+        }
+        self.place(1, leaf.0, hash, sink)
+    }
+
     /// Makes `count` leaves from `first` on zero; its cost is the tree's height, not the count.
     ///
     /// # Errors

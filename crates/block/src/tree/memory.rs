@@ -57,3 +57,22 @@ impl NodeSink for NodeMap {
         Ok(())
     }
 }
+
+/// No node at all: what has none to offer, and what wants none.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct NoNodes;
+
+impl NodeSource for NoNodes {
+    fn node(&self, level: u8, hash: NodeHash) -> Result<Node> {
+        Err(Error::new(
+            ErrorKind::NotFound,
+            format!("tree node {hash} of level {level}"),
+        ))
+    }
+}
+
+impl NodeSink for NoNodes {
+    fn put_node(&mut self, _level: u8, _hash: NodeHash, _node: &Node) -> Result<()> {
+        Ok(())
+    }
+}

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use block::geometry::{self, BLOCK_SIZE_BYTES, FANOUT};
 use block::tree::{DiskTree, Node, NodeMap, NodeSink};
-use block::{BlockHash, LeafIndex, NodeHash};
+use block::{BlockHash, Error, ErrorKind, Extent, ExtentKind, LeafIndex, NodeHash, ReadAt};
 
 /// A disk of blocks that are each filled with one byte; absent blocks are zero.
 #[derive(Debug, Clone, Default)]
@@ -113,5 +113,84 @@ impl Disk {
         all.into_iter()
             .filter(|at| self.block(*at) != other.block(*at))
             .collect()
+    }
+}
+
+/// A disk as a source: what it knows about its extents, which blocks fail, and how much was read.
+pub struct Source {
+    pub disk: Disk,
+    pub extents: bool,
+    pub bad: std::collections::BTreeSet<u64>,
+    pub read_bytes: std::sync::atomic::AtomicU64,
+}
+
+impl Source {
+    pub fn new(disk: &Disk, extents: bool) -> Self {
+        let (bad, read_bytes) = Default::default();
+        Self {
+            disk: disk.clone(),
+            extents,
+            bad,
+            read_bytes,
+        }
+    }
+}
+
+impl ReadAt for Source {
+    fn size_bytes(&self) -> u64 {
+        self.disk.length_bytes
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> block::Result<()> {
+        let end = offset + buffer.len() as u64;
+        assert!(end <= self.disk.length_bytes, "a read behind the end");
+        self.read_bytes
+            .fetch_add(buffer.len() as u64, std::sync::atomic::Ordering::Relaxed);
+        buffer.fill(0);
+        let first = offset / BLOCK_SIZE_BYTES;
+        if let Some(bad) = self.bad.range(first..end.div_ceil(BLOCK_SIZE_BYTES)).next() {
+            return Err(Error::new(
+                ErrorKind::Io,
+                format!("block {bad} cannot be read"),
+            ));
+        }
+        for (block, fill) in self
+            .disk
+            .blocks
+            .range(first..end.div_ceil(BLOCK_SIZE_BYTES))
+        {
+            let from = (block * BLOCK_SIZE_BYTES).max(offset) - offset;
+            let to = ((block + 1) * BLOCK_SIZE_BYTES).min(end) - offset;
+            buffer[usize::try_from(from).unwrap()..usize::try_from(to).unwrap()].fill(*fill);
+        }
+        Ok(())
+    }
+
+    fn extent_at(&self, offset: u64, limit_bytes: u64) -> block::Result<Extent> {
+        let left = self
+            .disk
+            .length_bytes
+            .saturating_sub(offset)
+            .min(limit_bytes);
+        assert!(left > 0, "an extent behind the end");
+        if !self.extents {
+            return Ok(Extent {
+                offset,
+                length_bytes: left,
+                kind: ExtentKind::Data,
+            });
+        }
+        let block = offset / BLOCK_SIZE_BYTES;
+        let next = self.disk.blocks.range(block..).next().map(|(at, _)| *at);
+        let (kind, end) = match next {
+            Some(at) if at == block => (ExtentKind::Data, (block + 1) * BLOCK_SIZE_BYTES),
+            Some(at) => (ExtentKind::Unallocated, at * BLOCK_SIZE_BYTES),
+            None => (ExtentKind::Zero, u64::MAX),
+        };
+        Ok(Extent {
+            offset,
+            length_bytes: left.min(end - offset),
+            kind,
+        })
     }
 }
