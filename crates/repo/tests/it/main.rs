@@ -1,0 +1,3 @@
+//! What the repository promises, seen from outside.
+
+mod retention;
