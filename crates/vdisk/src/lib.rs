@@ -15,12 +15,16 @@
 pub mod chain;
 mod check;
 mod error;
+mod field;
 pub mod file;
 pub mod image;
 mod info;
 pub mod memory;
+mod pages;
+pub mod qcow2;
 pub mod raw;
 pub mod vhd;
+pub mod vmdk;
 pub mod vhdx;
 
 pub use check::{CheckReport, Finding, RepairMode, Severity};

@@ -3,3 +3,6 @@
 mod corpora;
 mod vhd;
 mod vhdx_read;
+mod qcow2_read;
+mod qcow2_tool;
+mod vmdk_read;
