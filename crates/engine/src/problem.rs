@@ -1,0 +1,287 @@
+//! A failure as an operator sees it: a stable code, what happened, the probable cause with its evidence, the next command.
+//!
+//! | codes | area |
+//! |---|---|
+//! | `HK-10nn` | the repository and its store |
+//! | `HK-20nn` | images |
+//! | `HK-30nn` | jobs |
+//! | `HK-90nn` | anything that no rule knows |
+//!
+//! A code never changes its meaning and is never used again. The evidence is the chain of errors as it came.
+
+use std::error::Error as StdError;
+use std::fmt;
+
+use serde::Serialize;
+
+use crate::{Error, ErrorKind};
+
+/// Stable name of a kind of failure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(transparent)]
+pub struct ProblemCode(&'static str);
+
+impl fmt::Display for ProblemCode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0)
+    }
+}
+
+/// A failure, explained.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Problem {
+    /// Stable code.
+    pub code: ProblemCode,
+    /// What happened, one sentence.
+    pub summary: String,
+    /// What probably led to it.
+    pub cause: String,
+    /// The errors below, outermost first, as they came.
+    pub evidence: Vec<String>,
+    /// What to do or type next.
+    pub action: String,
+}
+
+/// Code, summary, cause, action.
+type Rule = (&'static str, &'static str, &'static str, &'static str);
+
+fn repository_rule(kind: repo::ErrorKind) -> Rule {
+    use repo::ErrorKind as Kind;
+    match kind {
+        Kind::Full => (
+            "HK-1001",
+            "The store has no room left.",
+            "Its disk or quota is full. Nothing that was committed is affected.",
+            "Make room, or free what no point needs: hikae repo gc REPO",
+        ),
+        Kind::NotFound => (
+            "HK-1002",
+            "Something that was named is not in the repository.",
+            "The name, version or id is misspelt, was forgotten and freed, or this is another repository.",
+            "See what is there: hikae disk list --repo REPO",
+        ),
+        Kind::AlreadyExists | Kind::Conflict => (
+            "HK-1003",
+            "The name is taken.",
+            "A repository is there already, or another writer committed first.",
+            "See what is there: hikae disk list --repo REPO; a backup can simply be run again",
+        ),
+        Kind::Corrupt => (
+            "HK-1004",
+            "Something stored is not what was written.",
+            "The store lost or changed bytes, or an object was put in another's place.",
+            "See what is hit: hikae repo verify REPO; then heal it: hikae repo repair REPO --from OTHER (or --from-image IMAGE)",
+        ),
+        Kind::Unsupported => (
+            "HK-1005",
+            "The repository uses something that this program does not know.",
+            "It was written by a newer version.",
+            "Use the version that wrote it, or a newer one",
+        ),
+        Kind::WrongKey => (
+            "HK-1006",
+            "The key opens nothing here.",
+            "It belongs to another repository, or its slot was removed.",
+            "Give the right one with --key-file, --passphrase-file or --recovery-key-file",
+        ),
+        Kind::Busy => (
+            "HK-1007",
+            "Another operation holds what is needed.",
+            "A backup of the same name, or another gc, is running or was stopped a moment ago.",
+            "See who: hikae repo lease list REPO; try again later",
+        ),
+        Kind::Fenced => (
+            "HK-1008",
+            "This writer was declared dead and can no longer commit.",
+            "It showed no sign of life for longer than gc waits, or an operator broke its lease.",
+            "Run the same command again: what it stored and gc left is used again",
+        ),
+        Kind::Refused => (
+            "HK-1009",
+            "Refused for safety.",
+            "The step would lose something that a rule protects; the evidence names it.",
+            "Read the evidence; change the request or the policy",
+        ),
+        Kind::Invalid => (
+            "HK-1010",
+            "What was asked of the repository makes no sense.",
+            "A name, a selector or an option is malformed.",
+            "See the command's --help",
+        ),
+        Kind::Cancelled => (
+            "HK-3001",
+            "The job was told to stop.",
+            "",
+            "Run it again: it goes on where it stopped",
+        ),
+        Kind::Local => (
+            "HK-1011",
+            "The local index cache cannot be used.",
+            "Its folder is full, read-only or damaged. The repository is not affected.",
+            "Give another folder with --cache-dir",
+        ),
+        _ => (
+            "HK-1012",
+            "The store did not answer as it should.",
+            "A network, permission or disk fault between here and the store.",
+            "Try the store: hikae repo check-store STORE; then run the command again",
+        ),
+    }
+}
+
+fn image_rule(kind: vdisk::ErrorKind) -> Rule {
+    use vdisk::ErrorKind as Kind;
+    match kind {
+        Kind::Corrupt => (
+            "HK-2001",
+            "The image contradicts its own format.",
+            "It was cut short, damaged, or written by something that breaks the rules.",
+            "See all that is wrong: hikae image check IMAGE; mend what can be mended: hikae image check IMAGE --repair",
+        ),
+        Kind::Unsupported => (
+            "HK-2002",
+            "The image uses something that is not supported.",
+            "The evidence names the feature.",
+            "Convert it with the tool that wrote it",
+        ),
+        Kind::Incomplete => (
+            "HK-2003",
+            "The image is not whole.",
+            "Its creation was interrupted, or the file was cut short.",
+            "Take another copy, or restore again",
+        ),
+        Kind::ParentNotFound => (
+            "HK-2004",
+            "A parent of the image was not found.",
+            "It lies elsewhere than the image says.",
+            "Say where it is: --parent-map NAME=FILE, or --follow-absolute-parents for images of your own",
+        ),
+        Kind::ParentMismatch => (
+            "HK-2005",
+            "A parent was found, but it is not the one that the child was made on.",
+            "It was changed or replaced after the child was made.",
+            "Find the right file and name it with --parent-map NAME=FILE",
+        ),
+        Kind::AlreadyExists => (
+            "HK-2006",
+            "The target is there already.",
+            "Nothing was said about replacing it.",
+            "Give another name, or --overwrite",
+        ),
+        Kind::Invalid | Kind::OutOfRange | Kind::ReadOnly => (
+            "HK-2007",
+            "What was asked of the image makes no sense.",
+            "A size, block size or range is not possible in this format.",
+            "See the command's --help",
+        ),
+        _ => (
+            "HK-2008",
+            "The image could not be read or written.",
+            "The file is missing or not permitted, or the disk below failed.",
+            "Look at the path and its permissions, then run the command again",
+        ),
+    }
+}
+
+fn job_rule(kind: ErrorKind) -> Rule {
+    match kind {
+        ErrorKind::Full => (
+            "HK-3002",
+            "There is not enough room for what was asked.",
+            "The target's file system is smaller than what would be written.",
+            "Make room, or restore somewhere else",
+        ),
+        ErrorKind::AlreadyExists => (
+            "HK-3003",
+            "The target is there already.",
+            "Nothing was said about replacing it.",
+            "Give another name, --overwrite, or --in-place to write only what differs",
+        ),
+        ErrorKind::NotFound => (
+            "HK-3004",
+            "Something that was named is not there.",
+            "A path, name or version is misspelt or gone.",
+            "See the versions: hikae disk list --repo REPO",
+        ),
+        ErrorKind::Corrupt => (
+            "HK-3005",
+            "Bytes are not what they should be.",
+            "The evidence names the place.",
+            "hikae repo verify REPO, hikae image check IMAGE",
+        ),
+        ErrorKind::Cancelled => (
+            "HK-3001",
+            "The job was told to stop.",
+            "",
+            "Run it again: it goes on where it stopped",
+        ),
+        ErrorKind::Invalid | ErrorKind::Unsupported => (
+            "HK-3006",
+            "What was asked is not possible.",
+            "The evidence says why.",
+            "See the command's --help",
+        ),
+        ErrorKind::Refused => (
+            "HK-3007",
+            "Refused for safety.",
+            "The evidence says what would be lost.",
+            "Read the evidence, then change the request",
+        ),
+        ErrorKind::WrongKey => repository_rule(repo::ErrorKind::WrongKey),
+        ErrorKind::Busy => repository_rule(repo::ErrorKind::Busy),
+        ErrorKind::Fenced => repository_rule(repo::ErrorKind::Fenced),
+        ErrorKind::Io => (
+            "HK-3008",
+            "Something could not be read or written.",
+            "A disk, file or network fault; the evidence names it.",
+            "Look at the place that the evidence names, then run the command again",
+        ),
+    }
+}
+
+impl Problem {
+    /// Explains an error and everything below it: the deepest error that a rule knows decides.
+    pub fn of(error: &(dyn StdError + 'static)) -> Self {
+        let mut evidence = Vec::new();
+        let mut rule = None;
+        let mut next = Some(error);
+        while let Some(at) = next {
+            evidence.push(at.to_string());
+            if let Some(below) = at.downcast_ref::<repo::Error>() {
+                rule = Some(repository_rule(below.kind()));
+            } else if let Some(below) = at.downcast_ref::<vdisk::Error>() {
+                rule = Some(image_rule(below.kind()));
+            } else if let (None, Some(below)) = (rule, at.downcast_ref::<Error>()) {
+                rule = Some(job_rule(below.kind()));
+            }
+            next = at.source();
+        }
+        evidence.dedup();
+        let (code, summary, cause, action) = rule.unwrap_or((
+            "HK-9001",
+            "The command failed.",
+            "No rule knows this failure; the evidence is all there is.",
+            "See the command's --help, or report it with the evidence",
+        ));
+        Self {
+            code: ProblemCode(code),
+            summary: summary.to_owned(),
+            cause: cause.to_owned(),
+            evidence,
+            action: action.to_owned(),
+        }
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{}: {}", self.code, self.summary)?;
+        for line in &self.evidence {
+            writeln!(f, "  evidence: {line}")?;
+        }
+        if !self.cause.is_empty() {
+            writeln!(f, "  cause:    {}", self.cause)?;
+        }
+        writeln!(f, "  next:     {}", self.action)
+    }
+}
