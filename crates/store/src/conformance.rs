@@ -178,7 +178,11 @@ impl From<Defect> for Verdict {
                 let mut text = error.to_string();
                 let mut cause = std::error::Error::source(&error);
                 while let Some(below) = cause {
-                    text = format!("{text}: {below}");
+                    // Some libraries repeat their causes in their own text.
+                    let below_text = below.to_string();
+                    if !text.contains(&below_text) {
+                        text = format!("{text}: {below_text}");
+                    }
                     cause = below.source();
                 }
                 match kind {

@@ -47,11 +47,22 @@ const TEMPORARY_DIRECTORY: &str = ".tmp";
 /// How often a put starts again when its file or directory was removed under it by another process.
 const PUT_ATTEMPTS: u32 = 4;
 
+/// How a written file gets its name without ever taking one that is taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Publishing {
+    /// By a hard link; where there are none, by [`Publishing::Rename`].
+    #[default]
+    Link,
+    /// By renaming without replacing, which NFS does not have.
+    Rename,
+}
+
 /// A store in a directory.
 #[derive(Debug)]
 pub struct DirectoryStore {
     root: OwnedFd,
     path: PathBuf,
+    publishing: Publishing,
     /// Directories known to be durable, by path. Nobody removes directories; who does so by hand costs a retry.
     durable: Mutex<HashSet<String>>,
     swept: OnceLock<()>,
@@ -143,12 +154,20 @@ impl DirectoryStore {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root = rustix::fs::open(path, flags, Mode::empty()).map_err(failed)?;
         let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+        let publishing = Publishing::default();
         Ok(Self {
             root,
             path,
+            publishing,
             durable: Mutex::default(),
             swept: OnceLock::new(),
         })
+    }
+
+    /// Publishes in this way instead of the usual one.
+    #[must_use]
+    pub fn with_publishing(self, publishing: Publishing) -> Self {
+        Self { publishing, ..self }
     }
 
     /// Opens a directory, making it and its parents durably if they are missing.
@@ -268,7 +287,7 @@ impl DirectoryStore {
         temporary.file().sync_all().at("sync")?;
         let (parent, leaf) = name.split();
         let directory = self.make_directory(parent.unwrap_or(""))?;
-        let published = publish(&mut temporary, directory.as_fd(), leaf);
+        let published = self.publish(&mut temporary, directory.as_fd(), leaf);
         match published {
             // Who meets a taken name may act on what lies there, so that must be durable too.
             Ok(())
@@ -283,6 +302,21 @@ impl DirectoryStore {
         published
     }
 
+    /// Gives a written and synced file its name, unless that is taken.
+    fn publish(
+        &self,
+        temporary: &mut TemporaryFile<'_>,
+        directory: BorrowedFd<'_>,
+        leaf: &str,
+    ) -> Step<()> {
+        if self.publishing == Publishing::Link
+            && let Linked::Done = link(temporary, directory, leaf)?
+        {
+            return Ok(());
+        }
+        rename(temporary, directory, leaf)
+    }
+
     fn read_object(&self, name: &ObjectName, limit_bytes: u64) -> Result<Vec<u8>> {
         let failed = |failure: Failure| failure.error(Verb::Get, name);
         let (mut file, size_bytes) = self.open_object(name).map_err(failed)?;
@@ -291,6 +325,11 @@ impl DirectoryStore {
         file.read_exact(&mut body).at("read").map_err(failed)?;
         Ok(body)
     }
+}
+
+enum Linked {
+    Done,
+    NoLinks,
 }
 
 impl Store for DirectoryStore {
@@ -391,8 +430,8 @@ fn sync_directory(directory: BorrowedFd<'_>) -> rustix::io::Result<()> {
     }
 }
 
-/// Gives a written and synced file its name, unless that is taken.
-fn publish(temporary: &mut TemporaryFile<'_>, directory: BorrowedFd<'_>, leaf: &str) -> Step<()> {
+/// Gives a written and synced file its name by a hard link; the file keeps its temporary name, too.
+fn link(temporary: &TemporaryFile<'_>, directory: BorrowedFd<'_>, leaf: &str) -> Step<Linked> {
     let linked = rustix::fs::linkat(
         temporary.directory(),
         temporary.name(),
@@ -401,12 +440,16 @@ fn publish(temporary: &mut TemporaryFile<'_>, directory: BorrowedFd<'_>, leaf: &
         AtFlags::empty(),
     );
     match linked {
-        Ok(()) => return Ok(()),
-        Err(Errno::EXIST) => return judge_taken(temporary, directory, leaf),
-        // No hard links here: FAT, exFAT, some SMB and FUSE mounts.
-        Err(Errno::PERM | Errno::OPNOTSUPP | Errno::NOSYS | Errno::MLINK) => {}
-        Err(errno) => return Err(errno).at("link to its name"),
+        Ok(()) => Ok(Linked::Done),
+        Err(Errno::EXIST) => judge_taken(temporary, directory, leaf).map(|()| Linked::Done),
+        // FAT, exFAT, some SMB and FUSE mounts.
+        Err(Errno::PERM | Errno::OPNOTSUPP | Errno::NOSYS | Errno::MLINK) => Ok(Linked::NoLinks),
+        Err(errno) => Err(errno).at("link to its name"),
     }
+}
+
+/// Gives a written and synced file its name instead of its temporary one.
+fn rename(temporary: &mut TemporaryFile<'_>, directory: BorrowedFd<'_>, leaf: &str) -> Step<()> {
     let renamed = rustix::fs::renameat_with(
         temporary.directory(),
         temporary.name(),

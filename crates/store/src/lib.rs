@@ -30,6 +30,8 @@ pub mod memory;
 mod name;
 mod open;
 pub mod recording;
+#[cfg(feature = "s3")]
+pub mod s3;
 mod store;
 pub mod throttled;
 

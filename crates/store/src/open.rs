@@ -90,6 +90,13 @@ fn directory(path: &str, _presence: Presence) -> Result<Arc<dyn Store>> {
     Err(invalid(path, "directories are stores on Unix only"))
 }
 
+#[cfg(feature = "s3")]
+fn bucket(text: &str) -> Result<Arc<dyn Store>> {
+    let options = crate::s3::S3Options::from_url(text)?.with_environment();
+    Ok(Arc::new(crate::s3::S3Store::open(&options)?))
+}
+
+#[cfg(not(feature = "s3"))]
 fn bucket(text: &str) -> Result<Arc<dyn Store>> {
     Err(invalid(text, "built without S3"))
 }

@@ -331,13 +331,7 @@ fn absent_is_not_found(scratch: &Scratch<'_>) -> Outcome {
     scratch
         .store
         .put_new(&scratch.prefix.name("prefix/object")?, b"x")?;
-    for rest in [
-        "absent",
-        "absent/below",
-        "prefix",
-        "prefix/objec",
-        "prefix/object2",
-    ] {
+    for rest in ["absent", "absent/below", "prefix/objec", "prefix/object2"] {
         let name = scratch.prefix.name(rest)?;
         want_error(
             scratch.store.get(&name),

@@ -3,7 +3,7 @@
 use std::sync::Mutex;
 
 use store::conformance::{CheckId, CheckOptions, CheckReport, Verdict, check};
-use store::directory::DirectoryStore;
+use store::directory::{DirectoryStore, Publishing};
 use store::faulty::{Fault, FaultyStore, PlannedCall};
 use store::memory::MemoryStore;
 use store::recording::RecordingStore;
@@ -41,6 +41,13 @@ fn the_memory_store_conforms() {
 fn the_directory_store_conforms() {
     let place = tempfile::tempdir().expect("temporary directory");
     assert_conforms(&DirectoryStore::create(place.path()).expect("create"));
+}
+
+#[test]
+fn the_directory_store_conforms_without_hard_links() {
+    let place = tempfile::tempdir().expect("temporary directory");
+    let store = DirectoryStore::create(place.path()).expect("create");
+    assert_conforms(&store.with_publishing(Publishing::Rename));
 }
 
 #[test]
