@@ -33,7 +33,11 @@ impl Pages {
         if end.is_none_or(|end| end > self.size) {
             return Err(Error::new(
                 ErrorKind::OutOfRange,
-                format!("read of {} bytes at {offset} of {}", buffer.len(), self.size),
+                format!(
+                    "read of {} bytes at {offset} of {}",
+                    buffer.len(),
+                    self.size
+                ),
             ));
         }
         let mut at = offset;
@@ -54,7 +58,10 @@ impl Pages {
 
     fn write(&mut self, offset: u64, buffer: &[u8]) -> Result<()> {
         let end = offset.checked_add(buffer.len() as u64).ok_or_else(|| {
-            Error::new(ErrorKind::OutOfRange, format!("write at {offset} leaves 64 bits"))
+            Error::new(
+                ErrorKind::OutOfRange,
+                format!("write at {offset} leaves 64 bits"),
+            )
         })?;
         let mut at = offset;
         let mut rest = buffer;
@@ -64,8 +71,10 @@ impl Pages {
             let (head, tail) = rest.split_at(count);
             let key = at / PAGE;
             if self.pages.contains_key(&key) || head.iter().any(|byte| *byte != 0) {
-                let page =
-                    self.pages.entry(key).or_insert_with(|| Arc::new(vec![0; PAGE_BYTES]));
+                let page = self
+                    .pages
+                    .entry(key)
+                    .or_insert_with(|| Arc::new(vec![0; PAGE_BYTES]));
                 Arc::make_mut(page)[inside..inside + count].copy_from_slice(head);
             }
             at += count as u64;
@@ -77,7 +86,10 @@ impl Pages {
 
     fn zero(&mut self, offset: u64, length: u64) -> Result<()> {
         let end = offset.checked_add(length).ok_or_else(|| {
-            Error::new(ErrorKind::OutOfRange, format!("zeroing at {offset} leaves 64 bits"))
+            Error::new(
+                ErrorKind::OutOfRange,
+                format!("zeroing at {offset} leaves 64 bits"),
+            )
         })?;
         self.clear(offset, end);
         self.size = self.size.max(end);
@@ -122,7 +134,11 @@ impl Pages {
             ));
         }
         let kind = |key: u64| {
-            if self.pages.contains_key(&key) { ExtentKind::Data } else { ExtentKind::Unallocated }
+            if self.pages.contains_key(&key) {
+                ExtentKind::Data
+            } else {
+                ExtentKind::Unallocated
+            }
         };
         let first = kind(offset / PAGE);
         let mut end = (offset / PAGE + 1) * PAGE;
@@ -135,7 +151,11 @@ impl Pages {
                 end += PAGE;
             }
         }
-        Ok(Extent { offset, length_bytes: left.min(end - offset), kind: first })
+        Ok(Extent {
+            offset,
+            length_bytes: left.min(end - offset),
+            kind: first,
+        })
     }
 }
 
@@ -147,7 +167,9 @@ pub struct MemoryFile {
 
 impl Clone for MemoryFile {
     fn clone(&self) -> Self {
-        Self { pages: RwLock::new(self.shared().clone()) }
+        Self {
+            pages: RwLock::new(self.shared().clone()),
+        }
     }
 }
 
@@ -159,7 +181,12 @@ impl MemoryFile {
 
     /// A file of zeros.
     pub fn with_size(size_bytes: u64) -> Self {
-        Self { pages: RwLock::new(Pages { size: size_bytes, pages: HashMap::new() }) }
+        Self {
+            pages: RwLock::new(Pages {
+                size: size_bytes,
+                pages: HashMap::new(),
+            }),
+        }
     }
 
     /// A file that holds these bytes.
@@ -168,7 +195,9 @@ impl MemoryFile {
         // Cannot fail: a slice ends below 2^64.
         let written = pages.write(0, bytes);
         debug_assert!(written.is_ok());
-        Self { pages: RwLock::new(pages) }
+        Self {
+            pages: RwLock::new(pages),
+        }
     }
 
     /// Bytes of the pages that hold something: what the file costs.
@@ -267,7 +296,10 @@ impl CrashState {
         let number = self.operations;
         self.operations += 1;
         if self.cut_at.is_some_and(|cut| number >= cut) {
-            return Err(Error::new(ErrorKind::Io, format!("power was cut at operation {number}")));
+            return Err(Error::new(
+                ErrorKind::Io,
+                format!("power was cut at operation {number}"),
+            ));
         }
         Ok(())
     }
@@ -339,7 +371,9 @@ impl CrashFile {
                 (Loss::Nothing, _) => change.apply(&mut pages)?,
             }
         }
-        Ok(MemoryFile { pages: RwLock::new(pages) })
+        Ok(MemoryFile {
+            pages: RwLock::new(pages),
+        })
     }
 
     fn locked(&self) -> MutexGuard<'_, CrashState> {
@@ -361,10 +395,16 @@ impl ReadAt for CrashFile {
 
 impl WriteAt for CrashFile {
     fn write_at(&self, offset: u64, buffer: &[u8]) -> Result<()> {
-        self.locked().change(Change::Write { offset, bytes: buffer.to_vec() })
+        self.locked().change(Change::Write {
+            offset,
+            bytes: buffer.to_vec(),
+        })
     }
     fn zero_range(&self, offset: u64, length_bytes: u64) -> Result<()> {
-        self.locked().change(Change::Zero { offset, length: length_bytes })
+        self.locked().change(Change::Zero {
+            offset,
+            length: length_bytes,
+        })
     }
     fn set_size(&self, size_bytes: u64) -> Result<()> {
         self.locked().change(Change::Size(size_bytes))

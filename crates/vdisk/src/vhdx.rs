@@ -26,11 +26,14 @@
 )]
 
 mod body;
+mod builder;
 mod bytes;
+mod create;
 mod entry;
 mod geometry;
 mod header;
 mod info;
+mod journal;
 mod locator;
 mod log;
 mod metadata;
@@ -40,9 +43,13 @@ mod reader;
 mod region;
 mod space;
 mod structure;
+mod writer;
 
+pub use builder::VhdxBuilder;
+pub use create::{Allocation, CreateOptions, create};
 pub use info::{IdSource, WriteId};
 pub use locator::{
     ABSOLUTE_WIN32_PATH, PARENT_LINKAGE, PARENT_LINKAGE2, ParentLocator, RELATIVE_PATH, VOLUME_PATH,
 };
 pub use reader::VhdxReader;
+pub use writer::VhdxWriter;

@@ -59,11 +59,17 @@ pub(super) struct Body {
 
 impl Body {
     pub(super) fn new(file: Arc<dyn ReadAt>, geometry: Geometry, bat_offset: u64) -> Self {
-        Self { pages: MetadataPages::new(Arc::clone(&file)), file, geometry, bat_offset }
+        Self {
+            pages: MetadataPages::new(Arc::clone(&file)),
+            file,
+            geometry,
+            bat_offset,
+        }
     }
 
     fn entry_offset(&self, index: u64) -> u64 {
-        self.bat_offset.saturating_add(index.saturating_mul(BAT_ENTRY_BYTES))
+        self.bat_offset
+            .saturating_add(index.saturating_mul(BAT_ENTRY_BYTES))
     }
 
     /// The entry of a block.
@@ -86,7 +92,8 @@ impl Body {
     }
 
     pub(super) fn set_bitmap(&self, chunk: u64, raw: u64) -> Result<()> {
-        self.pages.set_word(self.entry_offset(self.geometry.bitmap_index(chunk)), raw)
+        self.pages
+            .set_word(self.entry_offset(self.geometry.bitmap_index(chunk)), raw)
     }
 
     /// The piece at `offset`, inside one block. `offset` lies on the disk and `limit` is not zero.
@@ -94,7 +101,10 @@ impl Body {
         let geometry = &self.geometry;
         let block = geometry.block_of(offset);
         let within = offset.saturating_sub(geometry.block_start(block));
-        let length = geometry.block_length(block).saturating_sub(within).min(limit);
+        let length = geometry
+            .block_length(block)
+            .saturating_sub(within)
+            .min(limit);
         let entry = self.payload(block)?;
         let source = match entry.state {
             PayloadState::Full => Source::File(entry.offset.saturating_add(within)),
@@ -118,20 +128,32 @@ impl Body {
         let geometry = &self.geometry;
         let block = geometry.block_of(offset);
         let bitmap = self.bitmap(geometry.chunk_of(block))?.ok_or_else(|| {
-            Error::corrupt(format!("vhdx BAT: block {block} is partial, but its chunk has no bitmap"))
+            Error::corrupt(format!(
+                "vhdx BAT: block {block} is partial, but its chunk has no bitmap"
+            ))
         })?;
         let in_sector = offset % geometry.sector_size.max(1);
         let sectors = geometry
-            .sectors(length.saturating_add(in_sector).saturating_add(geometry.sector_size))
+            .sectors(
+                length
+                    .saturating_add(in_sector)
+                    .saturating_add(geometry.sector_size),
+            )
             .max(1);
-        let (is_present, run) =
-            self.pages.bit_run(bitmap, geometry.bitmap_bit(offset), sectors)?;
-        let bytes = run.saturating_mul(geometry.sector_size).saturating_sub(in_sector);
+        let (is_present, run) = self
+            .pages
+            .bit_run(bitmap, geometry.bitmap_bit(offset), sectors)?;
+        let bytes = run
+            .saturating_mul(geometry.sector_size)
+            .saturating_sub(in_sector);
         let source = match is_present {
             true => Source::File(entry.offset.saturating_add(within)),
             false => Source::Parent,
         };
-        Ok(Piece { source, length: bytes.min(length) })
+        Ok(Piece {
+            source,
+            length: bytes.min(length),
+        })
     }
 
     /// The longest run of one source at `offset`, as far as it is looked for.
@@ -203,12 +225,18 @@ impl Body {
         if limit == 0 || offset >= self.geometry.size {
             return Err(DiskError::new(
                 DiskErrorKind::OutOfRange,
-                format!("vhdx: extent at {offset} of a disk of {}", self.geometry.size),
+                format!(
+                    "vhdx: extent at {offset} of a disk of {}",
+                    self.geometry.size
+                ),
             ));
         }
         let run = self.run_at(offset, limit)?;
-        let extent =
-            |length_bytes: u64, kind| Extent { offset, length_bytes: length_bytes.max(1), kind };
+        let extent = |length_bytes: u64, kind| Extent {
+            offset,
+            length_bytes: length_bytes.max(1),
+            kind,
+        };
         match (run.source, parent) {
             (Source::Zeros(kind), _) => Ok(extent(run.length, kind)),
             (Source::Parent, None) => Ok(extent(run.length, ExtentKind::InParent)),
@@ -223,8 +251,11 @@ impl Body {
             (Source::File(place), _) => {
                 // A block that the host file has as a hole need not be read: fixed images are full of them.
                 let below = self.file.extent_at(place, run.length)?;
-                let kind =
-                    if below.kind.is_zero() { ExtentKind::Zero } else { ExtentKind::Data };
+                let kind = if below.kind.is_zero() {
+                    ExtentKind::Zero
+                } else {
+                    ExtentKind::Data
+                };
                 Ok(extent(below.length_bytes.min(run.length), kind))
             }
         }

@@ -36,9 +36,14 @@ impl<'a> Fields<'a> {
 
     /// The bytes `at..at + length`.
     pub(super) fn slice(&self, at: usize, length: usize) -> Result<&'a [u8]> {
-        self.bytes.get(at..at.saturating_add(length)).ok_or_else(|| {
-            Error::corrupt(format!("{}: {length} bytes at {at} lie behind its end", self.name))
-        })
+        self.bytes
+            .get(at..at.saturating_add(length))
+            .ok_or_else(|| {
+                Error::corrupt(format!(
+                    "{}: {length} bytes at {at} lie behind its end",
+                    self.name
+                ))
+            })
     }
 
     fn array<const N: usize>(&self, at: usize) -> Result<[u8; N]> {
@@ -69,7 +74,9 @@ pub(super) struct Encoder {
 
 impl Encoder {
     pub(super) fn new(length: usize) -> Self {
-        Self { bytes: vec![0; length] }
+        Self {
+            bytes: vec![0; length],
+        }
     }
 
     pub(super) fn put(&mut self, at: usize, value: &[u8]) {

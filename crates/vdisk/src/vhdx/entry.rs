@@ -61,8 +61,6 @@ fn offset_of(raw: u64) -> u64 {
 }
 
 impl PayloadEntry {
-    pub(super) const ABSENT: Self = Self { state: PayloadState::NotPresent, offset: 0 };
-
     pub(super) fn decode(raw: u64, lineage: Lineage) -> Result<Self, EntryFault> {
         if raw & RESERVED_MASK != 0 {
             return Err(EntryFault::ReservedBits);
@@ -76,7 +74,10 @@ impl PayloadEntry {
             (7, Lineage::Differencing) => PayloadState::Partial,
             (other, _) => return Err(EntryFault::State(other)),
         };
-        Ok(Self { state, offset: offset_of(raw) })
+        Ok(Self {
+            state,
+            offset: offset_of(raw),
+        })
     }
 
     pub(super) fn encode(self) -> u64 {

@@ -99,7 +99,9 @@ impl Geometry {
 
     /// Bytes of the disk that lie in a block.
     pub(super) fn block_length(&self, block: u64) -> u64 {
-        self.size.saturating_sub(self.block_start(block)).min(self.block_size)
+        self.size
+            .saturating_sub(self.block_start(block))
+            .min(self.block_size)
     }
 
     pub(super) fn chunk_of(&self, block: u64) -> u64 {
@@ -116,17 +118,21 @@ impl Geometry {
 
     pub(super) fn bitmap_index(&self, chunk: u64) -> u64 {
         let ratio = self.chunk_ratio();
-        chunk.saturating_mul(ratio.saturating_add(1)).saturating_add(ratio)
+        chunk
+            .saturating_mul(ratio.saturating_add(1))
+            .saturating_add(ratio)
     }
 
     /// Entries that the BAT must have.
     pub(super) fn entry_count(&self) -> u64 {
         let blocks = self.block_count();
         match self.lineage {
-            Lineage::Standalone => self.payload_index(blocks.saturating_sub(1)).saturating_add(1),
-            Lineage::Differencing => {
-                self.bitmap_index(self.chunk_of(blocks.saturating_sub(1))).saturating_add(1)
-            }
+            Lineage::Standalone => self
+                .payload_index(blocks.saturating_sub(1))
+                .saturating_add(1),
+            Lineage::Differencing => self
+                .bitmap_index(self.chunk_of(blocks.saturating_sub(1)))
+                .saturating_add(1),
         }
     }
 
@@ -150,10 +156,5 @@ impl Geometry {
 
     pub(super) fn sectors(&self, bytes: u64) -> u64 {
         bytes.wrapping_shr(self.sector_shift)
-    }
-
-    /// Blocks are placed in whole mebibytes.
-    pub(super) fn block_mib(&self) -> u64 {
-        self.block_size / MIB
     }
 }

@@ -123,11 +123,16 @@ impl Header {
         if self.log_version != 0 {
             return Err(Error::new(
                 ErrorKind::Unsupported,
-                format!("vhdx header: log version {} waits to be replayed", self.log_version),
+                format!(
+                    "vhdx header: log version {} waits to be replayed",
+                    self.log_version
+                ),
             ));
         }
         if !has_log {
-            return Err(Error::corrupt("vhdx header: a log waits, but its length is zero"));
+            return Err(Error::corrupt(
+                "vhdx header: a log waits, but its length is zero",
+            ));
         }
         Ok(())
     }
@@ -179,13 +184,18 @@ pub(super) fn read_identifier(file: &dyn ReadAt) -> Result<Option<String>> {
     if file.size_bytes() < HEADER_SECTION_BYTES {
         return Err(Error::new(
             ErrorKind::Incomplete,
-            format!("vhdx: a file of {} bytes is shorter than the header section", file.size_bytes()),
+            format!(
+                "vhdx: a file of {} bytes is shorter than the header section",
+                file.size_bytes()
+            ),
         ));
     }
     file.read_at(0, &mut bytes)?;
     let fields = Fields::new(&bytes, "vhdx file identifier");
     if fields.slice(0, 8)? != b"vhdxfile" {
-        return Err(Error::corrupt("vhdx: the file identifier is not \"vhdxfile\""));
+        return Err(Error::corrupt(
+            "vhdx: the file identifier is not \"vhdxfile\"",
+        ));
     }
     let units: Vec<u16> = fields
         .slice(8, CREATOR_UNITS * 2)?
@@ -202,8 +212,11 @@ pub(super) fn read_identifier(file: &dyn ReadAt) -> Result<Option<String>> {
 pub(super) fn encode_identifier(creator: &str) -> Vec<u8> {
     let mut bytes = Encoder::new(8 + CREATOR_UNITS * 2);
     bytes.put(0, b"vhdxfile");
-    let units: Vec<u8> =
-        creator.encode_utf16().take(CREATOR_UNITS - 1).flat_map(u16::to_le_bytes).collect();
+    let units: Vec<u8> = creator
+        .encode_utf16()
+        .take(CREATOR_UNITS - 1)
+        .flat_map(u16::to_le_bytes)
+        .collect();
     bytes.put(8, &units);
     bytes.finish()
 }

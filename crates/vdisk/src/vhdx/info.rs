@@ -43,14 +43,16 @@ impl IdSource {
             for half in bytes.as_chunks_mut::<8>().0 {
                 let step = counter.fetch_add(0x9E37_79B9_7F4A_7C15, Ordering::Relaxed);
                 let mixed = (step ^ (step >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-                *half = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB).to_le_bytes();
+                *half = (mixed ^ (mixed >> 27))
+                    .wrapping_mul(0x94D0_49BB_1331_11EB)
+                    .to_le_bytes();
             }
             bytes
         })
     }
 
     /// The next id, marked as a random (version 4) UUID.
-    pub(super) fn next(&self) -> Uuid {
+    pub(crate) fn next(&self) -> Uuid {
         uuid::Builder::from_random_bytes((self.0)()).into_uuid()
     }
 }

@@ -40,7 +40,9 @@ pub struct ParentLocator {
 impl ParentLocator {
     /// A locator that names the parent's data write id and no path yet.
     pub fn new(parent: WriteId) -> Self {
-        Self { entries: vec![(PARENT_LINKAGE.into(), braced(parent))] }
+        Self {
+            entries: vec![(PARENT_LINKAGE.into(), braced(parent))],
+        }
     }
 
     /// Adds a pair, replacing the value of a key that is there.
@@ -61,7 +63,10 @@ impl ParentLocator {
 
     /// The value of a key.
     pub fn get(&self, key: &str) -> Option<&str> {
-        self.entries.iter().find(|entry| entry.0 == key).map(|entry| entry.1.as_str())
+        self.entries
+            .iter()
+            .find(|entry| entry.0 == key)
+            .map(|entry| entry.1.as_str())
     }
 
     /// The ids that the parent may have: `parent_linkage`, then `parent_linkage2` unless it is all zeros.
@@ -99,7 +104,11 @@ impl ParentLocator {
             ErrorKind::ParentMismatch,
             format!(
                 "vhdx parent: its data write id is {parent}, the child was made on {}",
-                if wanted.is_empty() { "none that can be read".into() } else { wanted.join(" or ") }
+                if wanted.is_empty() {
+                    "none that can be read".into()
+                } else {
+                    wanted.join(" or ")
+                }
             ),
         ))
     }
@@ -115,7 +124,9 @@ impl ParentLocator {
         }
         let count = fields.u16(18)?;
         if count > MAX_PAIRS {
-            return Err(Error::corrupt(format!("vhdx parent locator: {count} pairs")));
+            return Err(Error::corrupt(format!(
+                "vhdx parent locator: {count} pairs"
+            )));
         }
         let mut entries: Vec<(String, String)> = Vec::new();
         for index in 0..usize::from(count) {
@@ -127,7 +138,9 @@ impl ParentLocator {
                 fields.u16(at.saturating_add(10))?,
             )?;
             if entries.iter().any(|entry| entry.0 == key) {
-                return Err(Error::corrupt(format!("vhdx parent locator: two keys {key:?}")));
+                return Err(Error::corrupt(format!(
+                    "vhdx parent locator: two keys {key:?}"
+                )));
             }
             entries.push((key, value));
         }
@@ -136,7 +149,10 @@ impl ParentLocator {
 
     pub(super) fn encode(&self) -> Result<Vec<u8>> {
         let too_long = || {
-            Error::new(ErrorKind::Invalid, "vhdx parent locator: a key or value is too long to store")
+            Error::new(
+                ErrorKind::Invalid,
+                "vhdx parent locator: a key or value is too long to store",
+            )
         };
         let count = u16::try_from(self.entries.len()).map_err(|_| too_long())?;
         if count > MAX_PAIRS {

@@ -77,33 +77,55 @@ impl Ring<'_> {
         self.budget = self.budget.checked_sub(1).ok_or_else(|| {
             Error::corrupt("vhdx log: its entries overlap so much that it was made to waste time")
         })?;
-        let within = start.saturating_add(at).checked_rem(self.span.length).unwrap_or(0);
-        Ok(self.file.read_at(self.span.offset.saturating_add(within), buffer)?)
+        let within = start
+            .saturating_add(at)
+            .checked_rem(self.span.length)
+            .unwrap_or(0);
+        Ok(self
+            .file
+            .read_at(self.span.offset.saturating_add(within), buffer)?)
     }
 
     fn next(&self, entry: &Entry) -> u64 {
-        entry.start.saturating_add(entry.length).checked_rem(self.span.length).unwrap_or(0)
+        entry
+            .start
+            .saturating_add(entry.length)
+            .checked_rem(self.span.length)
+            .unwrap_or(0)
     }
 }
 
 /// Sectors in front of the data: header and descriptors.
 pub(super) fn descriptor_sectors(descriptors: u32) -> u64 {
-    u64::from(descriptors).saturating_mul(32).saturating_add(64).div_ceil(LOG_SECTOR)
+    u64::from(descriptors)
+        .saturating_mul(32)
+        .saturating_add(64)
+        .div_ceil(LOG_SECTOR)
 }
 
 /// Finds what must be replayed for a header whose log GUID is set.
 pub(super) fn find_active(file: &dyn ReadAt, header: &Header) -> Result<ActiveSequence> {
-    let span = Span { offset: header.log_offset, length: u64::from(header.log_length) };
+    let span = Span {
+        offset: header.log_offset,
+        length: u64::from(header.log_length),
+    };
     if span.length > MAX_LOG_BYTES {
         return Err(Error::new(
             ErrorKind::Unsupported,
-            format!("vhdx log: {} bytes waiting, at most {MAX_LOG_BYTES} are replayed", span.length),
+            format!(
+                "vhdx log: {} bytes waiting, at most {MAX_LOG_BYTES} are replayed",
+                span.length
+            ),
         ));
     }
     if span.end() > file.size_bytes() {
         return Err(Error::new(
             ErrorKind::Incomplete,
-            format!("vhdx log: ends at {:#x}, the file at {:#x}", span.end(), file.size_bytes()),
+            format!(
+                "vhdx log: ends at {:#x}, the file at {:#x}",
+                span.end(),
+                file.size_bytes()
+            ),
         ));
     }
     let budget = (span.length / LOG_SECTOR).saturating_mul(READ_BUDGET);
@@ -135,8 +157,10 @@ fn newest_sequence(ring: &Ring<'_>, entries: &BTreeMap<u64, Entry>) -> Result<Ve
             .get(&ring.next(entry))
             .filter(|next| entry.sequence.checked_add(1) == Some(next.sequence))
     };
-    let mut ends: Vec<&Entry> =
-        entries.values().filter(|entry| successor(entry).is_none()).collect();
+    let mut ends: Vec<&Entry> = entries
+        .values()
+        .filter(|entry| successor(entry).is_none())
+        .collect();
     ends.sort_by_key(|entry| std::cmp::Reverse(entry.sequence));
     let mut steps = to_u64(entries.len()).saturating_mul(READ_BUDGET);
     for end in ends {
@@ -144,9 +168,9 @@ fn newest_sequence(ring: &Ring<'_>, entries: &BTreeMap<u64, Entry>) -> Result<Ve
         let mut length = 0u64;
         let mut at = entries.get(&end.tail);
         while let Some(entry) = at {
-            steps = steps.checked_sub(1).ok_or_else(|| {
-                Error::corrupt("vhdx log: too many sequences that lead nowhere")
-            })?;
+            steps = steps
+                .checked_sub(1)
+                .ok_or_else(|| Error::corrupt("vhdx log: too many sequences that lead nowhere"))?;
             length = length.saturating_add(entry.length);
             sequence.push(*entry);
             if entry.start == end.start && length <= ring.span.length {
@@ -217,8 +241,15 @@ fn data_sector_belongs(sector: &[u8], sequence: u64) -> Result<bool> {
 
 /// One descriptor of an entry.
 enum Descriptor {
-    Page { offset: u64, leading: [u8; 8], trailing: [u8; 4] },
-    Zero { offset: u64, length: u64 },
+    Page {
+        offset: u64,
+        leading: [u8; 8],
+        trailing: [u8; 4],
+    },
+    Zero {
+        offset: u64,
+        length: u64,
+    },
 }
 
 /// `None` when it is no descriptor of an entry with this number.
@@ -253,7 +284,11 @@ fn walk_descriptors(
     for index in 0..descriptor_sectors(entry.descriptors) {
         ring.sector(entry.start, index.saturating_mul(LOG_SECTOR), &mut sector)?;
         let skip = if index == 0 { ENTRY_HEADER_BYTES } else { 0 };
-        for bytes in sector.get(skip..).unwrap_or(&[]).chunks_exact(DESCRIPTOR_BYTES) {
+        for bytes in sector
+            .get(skip..)
+            .unwrap_or(&[])
+            .chunks_exact(DESCRIPTOR_BYTES)
+        {
             if left == 0 {
                 break;
             }
@@ -282,14 +317,28 @@ impl ActiveSequence {
     /// Tells the sink every change, oldest entry first. `file` must be the one that the sequence was found in.
     pub(super) fn replay(&self, file: &dyn ReadAt, sink: &mut dyn UpdateSink) -> Result<()> {
         let budget = (self.ring.length / LOG_SECTOR).saturating_mul(READ_BUDGET);
-        let mut ring = Ring { file, span: self.ring, budget };
+        let mut ring = Ring {
+            file,
+            span: self.ring,
+            budget,
+        };
         for entry in &self.entries {
             let mut data_at = descriptor_sectors(entry.descriptors).saturating_mul(LOG_SECTOR);
             let log = self.ring;
-            let whole = walk_descriptors(&mut ring, entry, &mut |ring, descriptor| {
-                match descriptor {
-                    Descriptor::Page { offset, leading, trailing } => {
-                        check_target(Span { offset, length: LOG_SECTOR }, log)?;
+            let whole =
+                walk_descriptors(&mut ring, entry, &mut |ring, descriptor| match descriptor {
+                    Descriptor::Page {
+                        offset,
+                        leading,
+                        trailing,
+                    } => {
+                        check_target(
+                            Span {
+                                offset,
+                                length: LOG_SECTOR,
+                            },
+                            log,
+                        )?;
                         let mut sector = [0; LOG_SECTOR_BYTES];
                         ring.sector(entry.start, data_at, &mut sector)?;
                         data_at = data_at.saturating_add(LOG_SECTOR);
@@ -301,12 +350,14 @@ impl ActiveSequence {
                         check_target(Span { offset, length }, log)?;
                         sink.zero(offset, length)
                     }
-                }
-            })?;
+                })?;
             if !whole {
                 return Err(Error::new(
                     ErrorKind::Io,
-                    format!("vhdx log entry at {:#x}: changed while it was replayed", entry.start),
+                    format!(
+                        "vhdx log entry at {:#x}: changed while it was replayed",
+                        entry.start
+                    ),
                 ));
             }
         }

@@ -95,7 +95,9 @@ pub(super) fn read(file: &dyn ReadAt, region: Span) -> Result<Metadata> {
     }
     let count = fields.u16(10)?;
     if count > MAX_ENTRIES {
-        return Err(Error::corrupt(format!("vhdx metadata table: {count} entries")));
+        return Err(Error::corrupt(format!(
+            "vhdx metadata table: {count} entries"
+        )));
     }
     let mut items = Items::default();
     let mut unknown = None;
@@ -104,7 +106,11 @@ pub(super) fn read(file: &dyn ReadAt, region: Span) -> Result<Metadata> {
         let entry = Fields::new(fields.slice(at, ENTRY_BYTES)?, "vhdx metadata entry");
         let item = entry.guid(0)?;
         let flags = entry.u32(24)?;
-        let slot = if flags & FLAG_USER == 0 { items.slot(item) } else { None };
+        let slot = if flags & FLAG_USER == 0 {
+            items.slot(item)
+        } else {
+            None
+        };
         let Some(slot) = slot else {
             if flags & FLAG_REQUIRED != 0 {
                 unknown = Some(item);
@@ -113,7 +119,9 @@ pub(super) fn read(file: &dyn ReadAt, region: Span) -> Result<Metadata> {
         };
         let bytes = read_item(file, region, item, entry.u32(16)?, entry.u32(20)?)?;
         if slot.replace(bytes).is_some() {
-            return Err(Error::corrupt(format!("vhdx metadata item {item}: listed twice")));
+            return Err(Error::corrupt(format!(
+                "vhdx metadata item {item}: listed twice"
+            )));
         }
     }
     if let (Some(item), None) = (unknown, &items.marker) {
@@ -162,16 +170,22 @@ fn decode(items: Items) -> Result<Metadata> {
     };
     let locator = match (subformat, items.locator) {
         (Subformat::Differencing, None) => {
-            return Err(Error::corrupt("vhdx metadata: it has a parent, but no parent locator"));
+            return Err(Error::corrupt(
+                "vhdx metadata: it has a parent, but no parent locator",
+            ));
         }
         (Subformat::Differencing, Some(bytes)) => Some(ParentLocator::decode(&bytes)?),
         _ => None,
     };
-    let physical_sector =
-        Fields::new(&need(items.physical, "physical sector size")?, "vhdx physical sector size")
-            .u32(0)?;
+    let physical_sector = Fields::new(
+        &need(items.physical, "physical sector size")?,
+        "vhdx physical sector size",
+    )
+    .u32(0)?;
     if physical_sector != 512 && physical_sector != 4096 {
-        return Err(Error::corrupt(format!("vhdx metadata: physical sector of {physical_sector}")));
+        return Err(Error::corrupt(format!(
+            "vhdx metadata: physical sector of {physical_sector}"
+        )));
     }
     let metadata = Metadata {
         completion: match items.marker {
@@ -190,7 +204,9 @@ fn decode(items: Items) -> Result<Metadata> {
         locator,
     };
     // What a caller may not ask for is, when a file says it, damage.
-    metadata.geometry().map_err(|fault| Error::corrupt(fault.to_string()))?;
+    metadata
+        .geometry()
+        .map_err(|fault| Error::corrupt(fault.to_string()))?;
     Ok(metadata)
 }
 
@@ -215,7 +231,11 @@ impl Metadata {
         parameters.extend_from_slice(&parameters_flags.to_le_bytes());
         let mut items = vec![
             (FILE_PARAMETERS, FLAG_REQUIRED, parameters),
-            (DISK_SIZE, FLAG_REQUIRED | FLAG_DISK, self.size.to_le_bytes().to_vec()),
+            (
+                DISK_SIZE,
+                FLAG_REQUIRED | FLAG_DISK,
+                self.size.to_le_bytes().to_vec(),
+            ),
             (
                 LOGICAL_SECTOR,
                 FLAG_REQUIRED | FLAG_DISK,
@@ -226,7 +246,11 @@ impl Metadata {
                 FLAG_REQUIRED | FLAG_DISK,
                 self.physical_sector.to_le_bytes().to_vec(),
             ),
-            (PAGE_83, FLAG_REQUIRED | FLAG_DISK, self.disk_id.0.to_bytes_le().to_vec()),
+            (
+                PAGE_83,
+                FLAG_REQUIRED | FLAG_DISK,
+                self.disk_id.0.to_bytes_le().to_vec(),
+            ),
         ];
         if let Some(locator) = &self.locator {
             items.push((PARENT_LOCATOR, FLAG_REQUIRED, locator.encode()?));
@@ -242,9 +266,15 @@ impl Metadata {
         for (item, flags, content) in items {
             bytes.guid(at, item);
             if !content.is_empty() {
-                bytes.u32(at.saturating_add(16), u32::try_from(item_at).unwrap_or(u32::MAX));
+                bytes.u32(
+                    at.saturating_add(16),
+                    u32::try_from(item_at).unwrap_or(u32::MAX),
+                );
             }
-            bytes.u32(at.saturating_add(20), u32::try_from(content.len()).unwrap_or(u32::MAX));
+            bytes.u32(
+                at.saturating_add(20),
+                u32::try_from(content.len()).unwrap_or(u32::MAX),
+            );
             bytes.u32(at.saturating_add(24), flags);
             bytes.put(item_at, &content);
             item_at = item_at.saturating_add(content.len());

@@ -30,7 +30,10 @@ pub(super) struct Overlay {
 
 impl Overlay {
     fn is_zeroed(&self, page: u64) -> bool {
-        self.zeros.range(..=page).next_back().is_some_and(|(_, end)| *end > page)
+        self.zeros
+            .range(..=page)
+            .next_back()
+            .is_some_and(|(_, end)| *end > page)
     }
 }
 
@@ -46,8 +49,11 @@ impl UpdateSink for Overlay {
         self.pages.retain(|page, _| *page < offset || *page >= end);
         let (mut from, mut to) = (offset, end);
         // Joins what it touches, so that the intervals stay disjoint.
-        while let Some((first, behind)) =
-            self.zeros.range(..=to).next_back().map(|(first, behind)| (*first, *behind))
+        while let Some((first, behind)) = self
+            .zeros
+            .range(..=to)
+            .next_back()
+            .map(|(first, behind)| (*first, *behind))
         {
             if behind < from {
                 break;
@@ -74,13 +80,20 @@ impl ReplayedFile {
     pub(super) fn new(file: Arc<dyn ReadAt>, active: &ActiveSequence) -> Result<Self> {
         let mut overlay = Overlay::default();
         active.replay(file.as_ref(), &mut overlay)?;
-        let size = file.size_bytes().max(active.last_file_bytes).max(overlay.end);
+        let size = file
+            .size_bytes()
+            .max(active.last_file_bytes)
+            .max(overlay.end);
         if size > MAX_FILE_BYTES {
             return Err(crate::Error::corrupt(format!(
                 "vhdx log: makes the file {size} bytes long, more than any disk needs"
             )));
         }
-        Ok(Self { file, overlay, size })
+        Ok(Self {
+            file,
+            overlay,
+            size,
+        })
     }
 
     /// Reads what lies in one page: `offset` and the buffer do not cross its end.
@@ -89,9 +102,14 @@ impl ReplayedFile {
         let page = offset.saturating_sub(within);
         if let Some(bytes) = self.overlay.pages.get(&page) {
             let at = to_usize(within);
-            let found = bytes.get(at..at.saturating_add(buffer.len())).ok_or_else(|| {
-                Error::new(ErrorKind::Corrupt, format!("vhdx log: page at {page:#x} is short"))
-            })?;
+            let found = bytes
+                .get(at..at.saturating_add(buffer.len()))
+                .ok_or_else(|| {
+                    Error::new(
+                        ErrorKind::Corrupt,
+                        format!("vhdx log: page at {page:#x} is short"),
+                    )
+                })?;
             buffer.copy_from_slice(found);
             return Ok(());
         }
@@ -113,7 +131,11 @@ impl ReadAt for ReplayedFile {
         if end > self.size {
             return Err(Error::new(
                 ErrorKind::OutOfRange,
-                format!("read of {} bytes at {offset} of {}", buffer.len(), self.size),
+                format!(
+                    "read of {} bytes at {offset} of {}",
+                    buffer.len(),
+                    self.size
+                ),
             ));
         }
         // Far from everything logged, the file is read in one piece.
@@ -141,6 +163,10 @@ impl ReadAt for ReplayedFile {
                 format!("extent at {offset} of {}", self.size),
             ));
         }
-        Ok(Extent { offset, length_bytes: left, kind: ExtentKind::Data })
+        Ok(Extent {
+            offset,
+            length_bytes: left,
+            kind: ExtentKind::Data,
+        })
     }
 }

@@ -37,7 +37,10 @@ pub(super) struct MetadataPages {
 
 impl MetadataPages {
     pub(super) fn new(file: Arc<dyn ReadAt>) -> Self {
-        Self { file, cache: Mutex::new(Cache::default()) }
+        Self {
+            file,
+            cache: Mutex::new(Cache::default()),
+        }
     }
 
     fn locked(&self) -> MutexGuard<'_, Cache> {
@@ -116,7 +119,11 @@ impl MetadataPages {
 
     /// The dirty pages in file order. They stay dirty until [`Self::settle`].
     pub(super) fn dirty_pages(&self) -> Vec<(u64, Vec<u8>)> {
-        self.locked().dirty.iter().map(|(offset, bytes)| (*offset, bytes.clone())).collect()
+        self.locked()
+            .dirty
+            .iter()
+            .map(|(offset, bytes)| (*offset, bytes.clone()))
+            .collect()
     }
 
     /// Says that these pages are in the file now.
@@ -181,8 +188,10 @@ impl MetadataPages {
         let end = first.saturating_add(count);
         while bit < end {
             let byte_at = bitmap_offset.saturating_add(bit / 8);
-            let bits_left_in_page =
-                PAGE.saturating_sub(byte_at % PAGE).saturating_mul(8).saturating_sub(bit % 8);
+            let bits_left_in_page = PAGE
+                .saturating_sub(byte_at % PAGE)
+                .saturating_mul(8)
+                .saturating_sub(bit % 8);
             let stop = end.min(bit.saturating_add(bits_left_in_page));
             let origin = bit.saturating_sub(bit % 8);
             self.change(byte_at, |bytes| {

@@ -38,9 +38,25 @@ impl VhdxReader {
     pub fn open(file: Arc<dyn ReadAt>, parent: Option<Arc<dyn ReadAt>>) -> Result<Self> {
         let structure = structure::open(file, Accept::Finished)?;
         structure.survey(Anchors::Ignored)?;
-        let body =
-            Body::new(Arc::clone(&structure.file), structure.geometry, structure.regions.bat.offset);
-        Ok(Self { structure, body, parent })
+        let body = Body::new(
+            Arc::clone(&structure.file),
+            structure.geometry,
+            structure.regions.bat.offset,
+        );
+        Ok(Self {
+            structure,
+            body,
+            parent,
+        })
+    }
+
+    /// Reads through this parent from now on; an image that is not differencing has no use for one and ignores it.
+    #[must_use]
+    pub fn with_parent(mut self, parent: Arc<dyn ReadAt>) -> Self {
+        if self.parent_locator().is_some() {
+            self.parent = Some(parent);
+        }
+        self
     }
 
     /// What the image says about itself.
@@ -70,7 +86,9 @@ impl VhdxReader {
 
     /// The ids that the parent may have; empty when there is none.
     pub fn parent_linkages(&self) -> Vec<WriteId> {
-        self.parent_locator().map(ParentLocator::linkages).unwrap_or_default()
+        self.parent_locator()
+            .map(ParentLocator::linkages)
+            .unwrap_or_default()
     }
 
     /// Whether a parent was given at opening.
@@ -81,7 +99,9 @@ impl VhdxReader {
 
 impl std::fmt::Debug for VhdxReader {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("VhdxReader").field("info", &self.info()).finish_non_exhaustive()
+        f.debug_struct("VhdxReader")
+            .field("info", &self.info())
+            .finish_non_exhaustive()
     }
 }
 
@@ -93,6 +113,7 @@ impl ReadAt for VhdxReader {
         self.body.read_at(self.parent.as_deref(), offset, buffer)
     }
     fn extent_at(&self, offset: u64, limit_bytes: u64) -> block::Result<Extent> {
-        self.body.extent_at(self.parent.as_deref(), offset, limit_bytes)
+        self.body
+            .extent_at(self.parent.as_deref(), offset, limit_bytes)
     }
 }

@@ -78,7 +78,9 @@ fn decode(bytes: &[u8], file_size: u64, log: Option<Span>) -> Result<Regions> {
     let fields = Fields::new(bytes, "vhdx region table");
     let count = fields.u32(8)?;
     if count > MAX_ENTRIES {
-        return Err(Error::corrupt(format!("vhdx region table: {count} entries")));
+        return Err(Error::corrupt(format!(
+            "vhdx region table: {count} entries"
+        )));
     }
     let mut bat = None;
     let mut metadata = None;
@@ -88,7 +90,10 @@ fn decode(bytes: &[u8], file_size: u64, log: Option<Span>) -> Result<Regions> {
         let at = FIRST_ENTRY.saturating_add(index.saturating_mul(ENTRY_BYTES));
         let entry = Fields::new(fields.slice(at, ENTRY_BYTES)?, "vhdx region entry");
         let guid = entry.guid(0)?;
-        let span = Span { offset: entry.u64(16)?, length: u64::from(entry.u32(24)?) };
+        let span = Span {
+            offset: entry.u64(16)?,
+            length: u64::from(entry.u32(24)?),
+        };
         let is_required = entry.u32(28)? & 1 == 1;
         check_span(guid, span, &taken)?;
         taken.push(span);
@@ -127,7 +132,9 @@ fn decode(bytes: &[u8], file_size: u64, log: Option<Span>) -> Result<Regions> {
 
 fn check_span(guid: Uuid, span: Span, taken: &[Span]) -> Result<()> {
     let aligned = span.offset % MIB == 0 && span.length % MIB == 0 && span.length > 0;
-    if !aligned || span.offset < HEADER_SECTION_BYTES || span.offset.checked_add(span.length).is_none()
+    if !aligned
+        || span.offset < HEADER_SECTION_BYTES
+        || span.offset.checked_add(span.length).is_none()
     {
         return Err(Error::corrupt(format!(
             "vhdx region {guid}: {} bytes at {:#x} are not in whole mebibytes behind the headers",

@@ -66,7 +66,9 @@ impl SpaceMap {
                 .leaves
                 .entry(leaf)
                 .or_insert_with(|| vec![0; to_usize(LEAF_WORDS)]);
-            let Some(word) = words.get_mut(index) else { continue };
+            let Some(word) = words.get_mut(index) else {
+                continue;
+            };
             let before = *word & mask;
             if before != 0 && fault.is_none() {
                 let bit = u64::from(before.trailing_zeros());
@@ -86,7 +88,11 @@ impl SpaceMap {
     /// Gives a range back.
     pub(super) fn release(&mut self, span: Span) {
         for (leaf, index, mask, _) in Self::words(span.offset / MIB, span.end().div_ceil(MIB)) {
-            if let Some(word) = self.leaves.get_mut(&leaf).and_then(|words| words.get_mut(index)) {
+            if let Some(word) = self
+                .leaves
+                .get_mut(&leaf)
+                .and_then(|words| words.get_mut(index))
+            {
                 let freed = u64::from((*word & mask).count_ones());
                 *word &= !mask;
                 self.taken_mib = self.taken_mib.saturating_sub(freed);
@@ -121,7 +127,11 @@ impl SpaceMap {
                 continue;
             }
             let bit = u32::try_from(at % WORD_BITS).unwrap_or(0);
-            run = if word.wrapping_shr(bit) & 1 == 1 { 0 } else { run.saturating_add(1) };
+            run = if word.wrapping_shr(bit) & 1 == 1 {
+                0
+            } else {
+                run.saturating_add(1)
+            };
             at = at.saturating_add(1);
             if run == length_mib {
                 return Some(at.saturating_sub(run).saturating_mul(MIB));

@@ -55,8 +55,10 @@ pub(super) struct Structure {
 
 /// The log's place, if the header gives it one.
 pub(super) fn log_span(header: &Header) -> Option<Span> {
-    (header.log_length > 0)
-        .then_some(Span { offset: header.log_offset, length: u64::from(header.log_length) })
+    (header.log_length > 0).then_some(Span {
+        offset: header.log_offset,
+        length: u64::from(header.log_length),
+    })
 }
 
 /// Refuses a file that lost its end after the log was written.
@@ -108,7 +110,16 @@ pub(super) fn open(file: Arc<dyn ReadAt>, accept: Accept) -> Result<Structure> {
             regions.bat.length
         )));
     }
-    Ok(Structure { file, header, slot, creator, has_pending_log, regions, metadata, geometry })
+    Ok(Structure {
+        file,
+        header,
+        slot,
+        creator,
+        has_pending_log,
+        regions,
+        metadata,
+        geometry,
+    })
 }
 
 impl Structure {
@@ -122,7 +133,12 @@ impl Structure {
             physical_sector_bytes: self.metadata.physical_sector,
             allocation_unit_bytes: Some(u64::from(self.metadata.block_size)),
             disk_id: Some(self.metadata.disk_id),
-            parent_paths: self.metadata.locator.as_ref().map(|l| l.paths()).unwrap_or_default(),
+            parent_paths: self
+                .metadata
+                .locator
+                .as_ref()
+                .map(|l| l.paths())
+                .unwrap_or_default(),
             has_pending_log: self.has_pending_log,
             creator: self.creator.clone(),
         }
@@ -131,7 +147,10 @@ impl Structure {
     /// Everything that is neither payload nor bitmap.
     pub(super) fn fixed_spans(&self) -> Vec<Span> {
         let mut spans = vec![
-            Span { offset: 0, length: HEADER_SECTION_BYTES },
+            Span {
+                offset: 0,
+                length: HEADER_SECTION_BYTES,
+            },
             self.regions.bat,
             self.regions.metadata,
         ];
@@ -225,14 +244,24 @@ impl Structure {
                 if !entry.owns_space() {
                     return Ok(None);
                 }
-                let span = Span { offset: entry.offset, length: self.geometry.block_size };
-                let claim = if entry.is_used() { Claim::Exclusive } else { Claim::Lenient };
+                let span = Span {
+                    offset: entry.offset,
+                    length: self.geometry.block_size,
+                };
+                let claim = if entry.is_used() {
+                    Claim::Exclusive
+                } else {
+                    Claim::Lenient
+                };
                 (span, self.geometry.block_length(block), claim)
             }
             Slot::Bitmap(_) => match decode_bitmap(raw).map_err(|why| fault(why.to_string()))? {
                 None => return Ok(None),
                 Some(offset) => {
-                    let span = Span { offset, length: BITMAP_BLOCK_BYTES };
+                    let span = Span {
+                        offset,
+                        length: BITMAP_BLOCK_BYTES,
+                    };
                     (span, BITMAP_BLOCK_BYTES, Claim::Exclusive)
                 }
             },

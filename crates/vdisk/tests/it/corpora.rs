@@ -78,7 +78,10 @@ pub fn manifest(root: &Path) -> Vec<CorpusImage> {
 
 /// One image of the manifest by its path.
 pub fn image(root: &Path, path: &str) -> CorpusImage {
-    manifest(root).into_iter().find(|image| image.path == path).expect("image in the manifest")
+    manifest(root)
+        .into_iter()
+        .find(|image| image.path == path)
+        .expect("image in the manifest")
 }
 
 /// The generated cases whose leaf ends in one of these.
@@ -161,7 +164,10 @@ pub fn sha256(disk: &dyn ReadAt, trust: Trust) -> String {
         }
         at += count;
     }
-    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    hash.finalize()
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
 }
 
 /// Whether hashing believes what extents say about zeros.

@@ -6,3 +6,5 @@ mod vhdx_read;
 mod qcow2_read;
 mod qcow2_tool;
 mod vmdk_read;
+mod vhdx_model;
+mod vhdx_write;

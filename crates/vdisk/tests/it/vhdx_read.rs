@@ -26,7 +26,11 @@ fn corpus_image_is_right(path: &str, trust: Trust) {
     let parent = image.parent.as_ref().map(|name| format!("vhdx/{name}"));
     let disk = open_corpus(&root, path, parent.as_deref()).expect("opens");
     assert_eq!(Some(disk.size_bytes()), image.virtual_size_bytes, "{path}");
-    assert_eq!(Some(corpora::sha256(&disk, trust)), image.raw_sha256, "{path}");
+    assert_eq!(
+        Some(corpora::sha256(&disk, trust)),
+        image.raw_sha256,
+        "{path}"
+    );
 }
 
 /// Small images are hashed twice: by what is read, and by what extents say.
@@ -67,7 +71,11 @@ fn every_vhdx_of_the_corpus_has_its_test() {
     let Some(root) = corpora::root() else { return };
     for image in corpora::manifest(&root) {
         if image.group == "vhdx" && image.kind == "disk" {
-            assert!(NAMED.contains(&image.path.as_str()), "{} is not tested", image.path);
+            assert!(
+                NAMED.contains(&image.path.as_str()),
+                "{} is not tested",
+                image.path
+            );
         }
     }
 }
@@ -84,12 +92,19 @@ fn generated_images_read_right_or_are_refused() {
         match case.policy.as_str() {
             "ok" => {
                 let disk = opened.unwrap_or_else(|fault| panic!("{}: {fault}", case.name));
-                assert_eq!(Some(disk.size_bytes()), case.virtual_size_bytes, "{}", case.name);
+                assert_eq!(
+                    Some(disk.size_bytes()),
+                    case.virtual_size_bytes,
+                    "{}",
+                    case.name
+                );
                 let hash = corpora::sha256(&disk, Trust::Extents);
                 assert_eq!(Some(hash), case.raw_sha256, "{}", case.name);
             }
             "reject" => {
-                let fault = opened.err().unwrap_or_else(|| panic!("{} was opened", case.name));
+                let fault = opened
+                    .err()
+                    .unwrap_or_else(|| panic!("{} was opened", case.name));
                 let wanted = match case.name.as_str() {
                     "s10-required-region" => ErrorKind::Unsupported,
                     "s13-incomplete" => ErrorKind::Incomplete,
@@ -120,7 +135,9 @@ fn a_windows_child_names_its_parent_and_shows_what_it_holds() {
     let locator = child.parent_locator().expect("locator");
     assert_eq!(locator.entries().len(), 5);
     assert_eq!(locator.linkages(), [parent.data_write_id()]);
-    locator.check_linkage(parent.data_write_id()).expect("is the parent");
+    locator
+        .check_linkage(parent.data_write_id())
+        .expect("is the parent");
     assert_eq!(locator.get("relative_path"), Some(".\\ntfs-parent.vhdx"));
     assert_eq!(child.info().parent_paths.len(), 3);
     assert_eq!(child.disk_id(), parent.disk_id());
@@ -133,7 +150,12 @@ fn a_windows_child_names_its_parent_and_shows_what_it_holds() {
         at = extent.end();
     }
     assert!(kinds["Data"] > 0 && kinds["InParent"] > 0, "{kinds:?}");
-    let fault = child.read_at(0, &mut vec![0; 4 << 20]).expect_err("needs the parent");
+    let fault = child
+        .read_at(0, &mut vec![0; 4 << 20])
+        .expect_err("needs the parent");
     assert_eq!(fault.kind(), block::ErrorKind::NotFound);
-    assert_eq!(parent.extent_at(0, 1).expect("extent").kind, ExtentKind::Data);
+    assert_eq!(
+        parent.extent_at(0, 1).expect("extent").kind,
+        ExtentKind::Data
+    );
 }
