@@ -219,6 +219,7 @@ fn relative_path(locator: &str) -> Option<PathBuf> {
         || locator.starts_with(['/', '\\'])
         || has_drive
         || locator.contains("://")
+        || locator.starts_with("json:")
     {
         return None;
     }

@@ -29,6 +29,8 @@ pub enum ErrorKind {
     Invalid,
     /// The target of a creation is already there.
     AlreadyExists,
+    /// The operation was told to stop.
+    Cancelled,
 }
 
 /// An error that names the place; its cause is in `source`, never in the text.
@@ -80,6 +82,7 @@ impl From<block::Error> for Error {
             block::ErrorKind::OutOfRange => ErrorKind::OutOfRange,
             block::ErrorKind::ReadOnly => ErrorKind::ReadOnly,
             block::ErrorKind::NotFound => ErrorKind::ParentNotFound,
+            block::ErrorKind::Cancelled => ErrorKind::Cancelled,
             _ => ErrorKind::Io,
         };
         Self::with_source(kind, error.to_string(), error)
@@ -102,6 +105,7 @@ impl From<Error> for block::Error {
             ErrorKind::ParentNotFound => block::ErrorKind::NotFound,
             ErrorKind::OutOfRange => block::ErrorKind::OutOfRange,
             ErrorKind::ReadOnly => block::ErrorKind::ReadOnly,
+            ErrorKind::Cancelled => block::ErrorKind::Cancelled,
             ErrorKind::Io | ErrorKind::AlreadyExists => block::ErrorKind::Io,
         };
         block::Error::with_source(kind, error.to_string(), error)

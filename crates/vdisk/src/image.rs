@@ -25,6 +25,8 @@
 
 mod probe;
 mod reader;
+mod siblings;
+mod writer;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -33,7 +35,12 @@ use block::{Extent, ReadAt};
 
 pub use probe::probe;
 pub use reader::{ImageReader, Linkage};
+pub use writer::{
+    CreateOptions, IfExists, ImageProfile, ImageWriter, WriteOrder, create, discard_partial,
+    partial_path, resume,
+};
 
+use self::siblings::Siblings;
 use crate::chain::{self, Candidates, FileOpener, HostFiles, ParentMap, ParentPolicy};
 use crate::{Error, ErrorKind, Format, ImageInfo, Result};
 
@@ -120,9 +127,19 @@ pub struct Image {
     layers: Vec<Layer>,
 }
 
+/// How the format of a parent came to be known.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum FormatSource {
+    /// The caller or the child says so.
+    Told,
+    /// By its content, which a guest may have written: such a parent must not name further files.
+    Guessed,
+}
+
 /// A layer before it knows its parent.
 struct Found {
     path: PathBuf,
+    source: FormatSource,
     linkage: Option<Linkage>,
     reader: ImageReader,
 }
@@ -130,10 +147,17 @@ struct Found {
 impl Image {
     /// Opens the image at `path` and, unless told otherwise, its parents.
     pub fn open(path: &Path, options: &OpenOptions) -> Result<Self> {
-        let leaf = open_required(path, options.format, &*options.opener)?;
+        let Some(file) = options.opener.open_file(path)? else {
+            return Err(Error::new(
+                ErrorKind::Io,
+                format!("{} is not there", path.display()),
+            ));
+        };
+        let leaf = open_reader(file, options.format, beside(path, options))?;
         let mut seen = vec![options.opener.canonical_path(path)?];
         let mut found = vec![Found {
             path: path.to_owned(),
+            source: FormatSource::Told,
             linkage: None,
             reader: leaf,
         }];
@@ -169,9 +193,11 @@ impl Image {
 
     /// An image without a path and without parents: a blob of a repository, a file over the wire.
     pub fn from_file(file: Arc<dyn ReadAt>, format: FormatHint) -> Result<Self> {
-        let reader = open_reader(file, format)?;
+        let reader = open_reader(file, format, Siblings::Refused)?;
+        let path = PathBuf::new();
         Self::stack(vec![Found {
-            path: PathBuf::new(),
+            path,
+            source: FormatSource::Told,
             linkage: None,
             reader,
         }])
@@ -184,12 +210,13 @@ impl Image {
             path,
             linkage,
             reader,
+            ..
         } in found.into_iter().rev()
         {
             let reader = match layers.last() {
                 Some(parent) => {
                     let parent: Arc<dyn ReadAt> = parent.reader.clone();
-                    reader.with_parent(parent)?
+                    reader.with_parent(parent)
                 }
 
                 None => reader,
@@ -234,22 +261,25 @@ impl ReadAt for Image {
     }
 }
 
-fn open_reader(file: Arc<dyn ReadAt>, format: FormatHint) -> Result<ImageReader> {
+/// What may be opened beside an image.
+fn beside<'a>(image: &'a Path, options: &'a OpenOptions) -> Siblings<'a> {
+    Siblings::Beside {
+        image,
+        opener: &*options.opener,
+        policy: options.parent_policy,
+    }
+}
+
+fn open_reader(
+    file: Arc<dyn ReadAt>,
+    format: FormatHint,
+    siblings: Siblings<'_>,
+) -> Result<ImageReader> {
     let format = match format {
         FormatHint::Probe => probe(&*file)?,
         FormatHint::Exactly(format) => format,
     };
-    ImageReader::open(file, format)
-}
-
-fn open_required(path: &Path, format: FormatHint, opener: &dyn FileOpener) -> Result<ImageReader> {
-    match opener.open_file(path)? {
-        Some(file) => open_reader(file, format),
-        None => Err(Error::new(
-            ErrorKind::Io,
-            format!("{} is not there", path.display()),
-        )),
-    }
+    ImageReader::open(file, format, siblings)
 }
 
 /// The parent of a layer, found and identified; `None` for a root.
@@ -257,41 +287,61 @@ fn find_parent(child: &Found, options: &OpenOptions) -> Result<Option<(Found, Li
     let Some(check) = child.reader.parent_check() else {
         return Ok(None);
     };
+    if child.source == FormatSource::Guessed {
+        let context = format!(
+            "{} names a parent, but its own format is recorded nowhere: a guest may have written that",
+            child.path.display()
+        );
+        return Err(Error::new(ErrorKind::Unsupported, context));
+    }
     let locators = child.reader.info().parent_paths;
-    let format = child
-        .reader
-        .parent_format()
-        .map_or(FormatHint::Probe, FormatHint::Exactly);
     let (policy, map) = (options.parent_policy, &options.parent_map);
     let (candidates, mapped) =
         match chain::plan_candidates(&child.path, &locators, check, policy, map) {
             Candidates::Mapped(path) => (vec![path], true),
             Candidates::Found(paths) => (paths, false),
         };
-    let mut mismatch = None;
+    let mut refusal = None;
     for path in &candidates {
-        let Some(file) = options.opener.open_file(path)? else {
-            continue;
-        };
-        let linked = open_reader(file, format).and_then(|reader| {
-            let linkage = child.reader.check_parent(&reader, path)?;
-            Ok((
-                Found {
-                    path: path.clone(),
-                    linkage: None,
-                    reader,
-                },
-                linkage,
-            ))
-        });
-        match linked {
-            Ok(parent) => return Ok(Some(parent)),
+        match try_parent(child, path, options) {
+            Ok(None) => {}
+            Ok(Some(parent)) => return Ok(Some(parent)),
             Err(error) if mapped => return Err(error),
             // Another file of that name: the next place may have the right one.
             Err(error) => {
-                mismatch.get_or_insert(error);
+                refusal.get_or_insert(error);
             }
         }
     }
-    Err(mismatch.unwrap_or_else(|| chain::parent_not_found(&child.path, &locators, &candidates)))
+    Err(refusal.unwrap_or_else(|| chain::parent_not_found(&child.path, &locators, &candidates)))
+}
+
+/// One candidate: `None` when nothing is there, an error when it is not the parent.
+fn try_parent(
+    child: &Found,
+    path: &Path,
+    options: &OpenOptions,
+) -> Result<Option<(Found, Linkage)>> {
+    let Some(file) = options.opener.open_file(path)? else {
+        return Ok(None);
+    };
+    let (format, source, siblings) = match child.reader.parent_format() {
+        Some(format) => (
+            FormatHint::Exactly(format),
+            FormatSource::Told,
+            beside(path, options),
+        ),
+        None => (FormatHint::Probe, FormatSource::Guessed, Siblings::Refused),
+    };
+    let reader = open_reader(file, format, siblings)?;
+    let linkage = child.reader.check_parent(&reader, path)?;
+    Ok(Some((
+        Found {
+            path: path.to_owned(),
+            source,
+            linkage: None,
+            reader,
+        },
+        linkage,
+    )))
 }

@@ -14,13 +14,17 @@
 
 pub mod chain;
 mod check;
+pub mod compare;
+pub mod convert;
 mod error;
 mod field;
 pub mod file;
 pub mod image;
 mod info;
+pub mod map;
 pub mod memory;
 mod pages;
+mod pipeline;
 pub mod qcow2;
 pub mod raw;
 pub mod vhd;

@@ -120,6 +120,15 @@ impl Qcow2Reader {
         })
     }
 
+    /// Reads through this parent from now on; an image without a backing name has no use for one and ignores it.
+    #[must_use]
+    pub fn with_parent(mut self, parent: Arc<dyn ReadAt>) -> Self {
+        if self.header.backing.is_some() {
+            self.parent = Some(parent);
+        }
+        self
+    }
+
     /// The parsed header.
     pub fn header(&self) -> &Qcow2Header {
         &self.header

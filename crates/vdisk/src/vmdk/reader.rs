@@ -179,6 +179,15 @@ impl VmdkReader {
         })
     }
 
+    /// Reads through this parent from now on; an image that is no delta link has no use for one and ignores it.
+    #[must_use]
+    pub fn with_parent(mut self, parent: Arc<dyn ReadAt>) -> Self {
+        if self.has_parent() {
+            self.parent = Some(parent);
+        }
+        self
+    }
+
     /// The descriptor; `None` for a lone sparse extent that has none.
     pub fn descriptor(&self) -> Option<&VmdkDescriptor> {
         self.descriptor.as_ref()

@@ -1,5 +1,7 @@
 //! Tests of the crate from outside: corpora, other programs as second opinion, properties, crashes, hostile bytes.
 
+mod convert;
+mod image;
 mod corpora;
 mod vhd;
 mod vhdx_read;
