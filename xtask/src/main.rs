@@ -1,16 +1,43 @@
-//! Automation: `cargo xtask test|bench|tidy|gen`.
+//! Automation: `cargo xtask test|tidy|bench`.
+//!
+//! - `test`: everything that decides whether a change may land ([`test`]).
+//! - `tidy`: the rules of the source text alone ([`tidy`]); also a test, so that `cargo test` holds them, too.
+//! - `bench`: measures, and writes `docs/BENCHMARKS.md` ([`bench`]).
 
 mod bench;
+mod test;
+mod tidy;
 
-use anyhow::bail;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 
-fn main() -> anyhow::Result<()> {
+use anyhow::{Context, bail, ensure};
+
+const USAGE: &str = "usage: cargo xtask test|tidy|bench";
+
+fn main() -> anyhow::Result<ExitCode> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    match arguments
-        .split_first()
-        .map(|(verb, rest)| (verb.as_str(), rest))
-    {
-        Some(("bench", rest)) => bench::run(rest),
-        _ => bail!("usage: cargo xtask test|bench|tidy|gen"),
+    let Some((verb, rest)) = arguments.split_first() else {
+        bail!(USAGE)
+    };
+    match verb.as_str() {
+        "test" => {
+            ensure!(rest.is_empty(), "cargo xtask test takes no arguments");
+            test::run(&workspace()?)
+        }
+        "tidy" => {
+            ensure!(rest.is_empty(), "cargo xtask tidy takes no arguments");
+            tidy::run(&workspace()?)
+        }
+        "bench" => bench::run(rest).map(|()| ExitCode::SUCCESS),
+        _ => bail!(USAGE),
     }
+}
+
+/// The workspace's folder.
+fn workspace() -> anyhow::Result<PathBuf> {
+    let parent = Path::new(env!("CARGO_MANIFEST_DIR")).parent();
+    parent
+        .map(Path::to_owned)
+        .context("xtask lies in the workspace")
 }

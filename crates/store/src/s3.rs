@@ -237,7 +237,11 @@ impl Inner {
             .get(&Attribute::Metadata(PUT_ID_KEY.into()));
         let ours = match left {
             Some(left) => **left == id.to_string(),
-            None if there.meta.size != payload.content_length() as u64 => false,
+            None if there.meta.size
+                != u64::try_from(payload.content_length()).unwrap_or(u64::MAX) =>
+            {
+                false
+            }
             None => {
                 let whole = self
                     .reader

@@ -1,0 +1,167 @@
+//! What the tests need from outside: Debian packages, and Python packages in `target/python`.
+//!
+//! Only what is missing is installed. Where that is not possible, it is said, the tests that need it skip, and CI fails.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result};
+
+/// A Debian package, and a command that works once it is there (from whatever source).
+struct Package {
+    name: &'static str,
+    probe: &'static [&'static str],
+}
+
+const PACKAGES: &[Package] = &[
+    Package {
+        name: "qemu-utils",
+        probe: &["qemu-img", "--version"],
+    },
+    Package {
+        name: "python3",
+        probe: &["python3", "--version"],
+    },
+    Package {
+        name: "python3-venv",
+        probe: &["python3", "-c", "import ensurepip, venv"],
+    },
+    Package {
+        name: "python3-libvhdi",
+        probe: &["python3", "-c", "import pyvhdi"],
+    },
+];
+
+/// What the reader in `tools/` imports, as its tests ask for it.
+const PYTHON_IMPORTS: &str = "import blake3, zstandard, lz4.block, cryptography, argon2";
+
+/// Where the Python packages go, and which list says them.
+const PYTHON_FOLDER: &str = "target/python";
+const PYTHON_LIST: &str = "tools/requirements.txt";
+
+/// Installs what is missing; what still is afterwards, with the reason.
+pub(super) fn prepare(workspace: &Path) -> Result<Vec<String>> {
+    let mut missing = Vec::new();
+    let wanted: Vec<&Package> = PACKAGES
+        .iter()
+        .filter(|package| !works(package.probe))
+        .collect();
+    if !wanted.is_empty() {
+        let names: Vec<&str> = wanted.iter().map(|package| package.name).collect();
+        println!("== installing {}", names.join(" "));
+        let trouble = install(&names)?;
+        for package in wanted.into_iter().filter(|package| !works(package.probe)) {
+            let why = trouble
+                .as_deref()
+                .unwrap_or("installed, but its probe still fails");
+            missing.push(format!("Debian package {} ({why})", package.name));
+        }
+    }
+    if let Some(why) = python(workspace)? {
+        missing.push(format!(
+            "the Python packages of {PYTHON_LIST} in {PYTHON_FOLDER} ({why})"
+        ));
+    }
+    Ok(missing)
+}
+
+fn works(command: &[&str]) -> bool {
+    let Some((program, arguments)) = command.split_first() else {
+        return false;
+    };
+    Command::new(program)
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .is_ok_and(|status| status.success())
+}
+
+/// Installs Debian packages, as root or through sudo; why it could not be done.
+fn install(names: &[&str]) -> Result<Option<String>> {
+    if !works(&["apt-get", "--version"]) {
+        return Ok(Some(
+            "there is no apt-get here: install it by hand".to_owned(),
+        ));
+    }
+    let prefix: &[&str] = if rustix::process::geteuid().is_root() {
+        &["env", "DEBIAN_FRONTEND=noninteractive"]
+    } else if works(&["sudo", "--non-interactive", "true"]) {
+        &[
+            "sudo",
+            "--non-interactive",
+            "env",
+            "DEBIAN_FRONTEND=noninteractive",
+        ]
+    } else {
+        return Ok(Some(
+            "neither root nor sudo without a password: install it by hand".to_owned(),
+        ));
+    };
+    let update: &[&str] = &["apt-get", "update", "--quiet"];
+    let mut install = vec![
+        "apt-get",
+        "install",
+        "--yes",
+        "--quiet",
+        "--no-install-recommends",
+    ];
+    install.extend(names);
+    for command in [update, &install] {
+        let words: Vec<&str> = prefix.iter().chain(command).copied().collect();
+        let Some((program, arguments)) = words.split_first() else {
+            continue;
+        };
+        let status = Command::new(program)
+            .args(arguments)
+            .stdin(Stdio::null())
+            .status()
+            .with_context(|| format!("start {program}"))?;
+        if !status.success() {
+            return Ok(Some(format!("`{}` failed", words.join(" "))));
+        }
+    }
+    Ok(None)
+}
+
+/// Makes the virtual environment that the tests of `tools/` run in; why it could not be done.
+fn python(workspace: &Path) -> Result<Option<String>> {
+    let folder = workspace.join(PYTHON_FOLDER);
+    let python = folder.join("bin/python3");
+    let python_text = python.to_string_lossy().into_owned();
+    if works(&[&python_text, "-c", PYTHON_IMPORTS]) {
+        return Ok(None);
+    }
+    let list = workspace.join(PYTHON_LIST);
+    if !list.exists() {
+        return Ok(Some("the list is not there".to_owned()));
+    }
+    println!("== installing the Python packages of {PYTHON_LIST}");
+    let steps = [
+        Command::new("python3")
+            .args(["-m", "venv"])
+            .arg(&folder)
+            .status(),
+        Command::new(&python)
+            .args([
+                "-m",
+                "pip",
+                "install",
+                "--quiet",
+                "--disable-pip-version-check",
+                "-r",
+            ])
+            .arg(&list)
+            .status(),
+    ];
+    for status in steps {
+        match status {
+            Ok(status) if status.success() => {}
+            Ok(status) => return Ok(Some(format!("installing failed: {status}"))),
+            Err(error) => return Ok(Some(format!("installing failed: {error}"))),
+        }
+    }
+    let imported = works(&[&python_text, "-c", PYTHON_IMPORTS]);
+    Ok((!imported).then(|| "installed, but they cannot be imported".to_owned()))
+}
