@@ -18,21 +18,32 @@
 //! It does not read images or schedule anything, and trusts no clock for safety.
 
 mod access;
+mod blobs;
+mod catalog;
+mod compress;
 mod config;
 mod crypto;
+pub mod debug;
 mod environment;
 mod error;
 pub mod format;
 pub mod gc;
 mod ids;
+mod index;
 pub mod keys;
 pub mod lease;
 pub mod marks;
 mod names;
+mod pack;
 mod points;
+mod read;
+mod repository;
 pub mod retention;
+mod session;
 mod vault;
 
+pub use blobs::{BlobStats, BlobWriter, EncodedBlob};
+pub use catalog::PointRecord;
 pub use config::{Compression, Encryption};
 pub use environment::{
     Clock, Environment, HostIdentity, Random, SystemClock, SystemRandom, process_started, rfc3339,
@@ -42,9 +53,13 @@ pub use format::{BlobName, Codec, PackKind};
 pub use ids::{
     BundleId, KeyId, LeaseId, MarkId, NameId, PackId, PointId, RepositoryId, SegmentId, SlotId,
 };
+pub use index::{IndexOptions, IndexStats};
 pub use keys::{KeyFile, RecoveryKey, SlotInfo, SlotKind, Unlock};
 pub use points::{
     Bundle, BundledPoint, ByteRange, ConfigurationFile, Consistency, CopiedPoint, DiskVersion,
     ImageProfile, Omissions, ParentPoint, PointDraft, PointKey, PointSelector, PointSignature,
     PointWriter, ProtectedName, RecoveryPoint, SignatureState, SignedPoint, UnknownFields, Which,
 };
+pub use read::{BulkRead, BulkStats, LeafBlocks, ReadProtection, ReadSession, VersionReader};
+pub use repository::{CreateOptions, Created, OpenOptions, Repository};
+pub use session::{BeginOptions, BusyPolicy, SessionBase, VersionSession};

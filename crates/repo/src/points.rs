@@ -226,6 +226,9 @@ pub struct BundledPoint {
 pub struct Bundle {
     /// The points, each exactly as it was committed.
     pub points: Vec<BundledPoint>,
+    /// Places whose single objects this bundle replaces without holding a point: tombstones, dropped points.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub retired: Vec<PointKey>,
     /// What this program does not know.
     #[serde(flatten)]
     pub more: UnknownFields,

@@ -1,0 +1,305 @@
+//! Which points there are: single objects and bundles, with their marks.
+//!
+//! **Invariants.** A place (name, number) is listed once, whether it lies singly, in a bundle, or in both while garbage
+//! collection moves it. A damaged point is listed as damaged, never left out. In an encrypted repository a point without
+//! a good signature is damaged.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use store::{ObjectName, list_all};
+
+use crate::access::ObjectAccess;
+use crate::format::{MAX_ENVELOPE_TEXT_BYTES, ObjectKind};
+use crate::gc::records;
+use crate::marks::{PointMarks, PointVisibility, read_all_marks, read_marks_of};
+use crate::points::{
+    Bundle, PointKey, PointSelector, ProtectedName, RecoveryPoint, SignatureState, SignedPoint,
+    Which, verify_signature,
+};
+use crate::vault::Vault;
+use crate::{BundleId, Error, ErrorKind, NameId, Result, names};
+
+/// Longest text of a point.
+pub(crate) const MAX_POINT_BYTES: u64 = 16 << 20;
+
+/// A point with what was said about it since.
+#[derive(Debug)]
+pub struct PointRecord {
+    /// The point.
+    pub point: RecoveryPoint,
+    /// Its marks.
+    pub marks: PointMarks,
+}
+
+/// What lies at a place.
+#[derive(Debug)]
+pub(crate) enum PlaceState {
+    /// A point, and the exact form that it was committed in.
+    Point { point: Box<RecoveryPoint>, signed: SignedPoint },
+    /// A fenced writer's tombstone.
+    Tombstone,
+    /// Something that cannot be read.
+    Damaged(Error),
+}
+
+/// One place.
+#[derive(Debug)]
+pub(crate) struct PointPlace {
+    pub(crate) key: PointKey,
+    /// The object that it was read from: a single point or a bundle.
+    pub(crate) object: ObjectName,
+    pub(crate) state: PlaceState,
+}
+
+/// Everything that was listed.
+#[derive(Debug, Default)]
+pub(crate) struct PointListing {
+    pub(crate) places: BTreeMap<PointKey, PointPlace>,
+    /// Bundles that cannot be read: whatever they held is not in `places`.
+    pub(crate) damaged_bundles: Vec<(ObjectName, Error)>,
+}
+
+/// Remembers what cannot change: the bodies of points and bundles.
+#[derive(Default)]
+pub(crate) struct PointMemory {
+    bundles: Mutex<HashMap<BundleId, Arc<Bundle>>>,
+    points: Mutex<HashMap<PointKey, Arc<SignedPoint>>>,
+}
+
+/// Whose points.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Whose {
+    All,
+    Of(NameId),
+}
+
+impl Whose {
+    fn includes(self, key: PointKey) -> bool {
+        match self {
+            Self::All => true,
+            Self::Of(name_id) => key.name_id == name_id,
+        }
+    }
+}
+
+/// Lists places.
+pub(crate) fn list_points(vault: &Vault, memory: &PointMemory, whose: Whose) -> Result<PointListing> {
+    let mut listing = PointListing::default();
+    let prefix = match whose {
+        Whose::All => names::points()?,
+        Whose::Of(name_id) => names::points_of(name_id)?,
+    };
+    // Single points first, bundles second: a point that moves meanwhile is seen at least once.
+    for entry in list_all(vault.store(), &prefix) {
+        let object = entry?.name;
+        let Some(key) = names::parse_point(&object) else { continue };
+        match read_place(vault, memory, key, &object) {
+            Ok(Some(state)) => {
+                listing.places.insert(key, PointPlace { key, object, state });
+            }
+            Ok(None) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    for entry in list_all(vault.store(), &names::bundles()?) {
+        let object = entry?.name;
+        let Some(id) = names::last_id::<BundleId>(&object) else { continue };
+        let bundle = match read_bundle(vault, memory, id) {
+            Ok(bundle) => bundle,
+            Err(error) => {
+                match sort_out(error)? {
+                    Some(error) => listing.damaged_bundles.push((object, error)),
+                    None => continue,
+                }
+                continue;
+            }
+        };
+        for member in bundle.points.iter().filter(|member| whose.includes(member.key)) {
+            let known = listing.places.get(&member.key).map(|place| &place.state);
+            if known.is_none_or(|state| matches!(state, PlaceState::Damaged(_))) {
+                let state = judge(vault, &object, member.key, &member.point);
+                let place = PointPlace { key: member.key, object: object.clone(), state };
+                listing.places.insert(member.key, place);
+            }
+        }
+    }
+    Ok(listing)
+}
+
+/// Damage is an answer, absence is nothing, all else ends the caller.
+fn sort_out(error: Error) -> Result<Option<Error>> {
+    match error.kind() {
+        ErrorKind::NotFound => Ok(None),
+        ErrorKind::Corrupt | ErrorKind::WrongKey | ErrorKind::Unsupported => Ok(Some(error)),
+        _ => Err(error),
+    }
+}
+
+fn read_place(
+    vault: &Vault,
+    memory: &PointMemory,
+    key: PointKey,
+    object: &ObjectName,
+) -> Result<Option<PlaceState>> {
+    let kept = memory.points.lock().unwrap_or_else(PoisonError::into_inner).get(&key).cloned();
+    if let Some(signed) = kept {
+        return Ok(Some(judge(vault, object, key, &signed)));
+    }
+    let read = vault.get_any(object, MAX_POINT_BYTES).and_then(|(kind, text)| match kind {
+        ObjectKind::Tombstone => Ok(None),
+        ObjectKind::Point => serde_json::from_slice::<SignedPoint>(&text)
+            .map(Some)
+            .map_err(|error| Error::corrupt(object, "a malformed point").caused_by(error)),
+        _ => Err(Error::corrupt(object, format_args!("a {kind:?} where a point belongs"))),
+    });
+    match read {
+        Ok(None) => Ok(Some(PlaceState::Tombstone)),
+        Ok(Some(signed)) => {
+            let state = judge(vault, object, key, &signed);
+            if matches!(state, PlaceState::Point { .. }) {
+                let mut kept = memory.points.lock().unwrap_or_else(PoisonError::into_inner);
+                kept.insert(key, Arc::new(signed));
+            }
+            Ok(Some(state))
+        }
+        Err(error) => Ok(sort_out(error)?.map(PlaceState::Damaged)),
+    }
+}
+
+fn read_bundle(vault: &Vault, memory: &PointMemory, id: BundleId) -> Result<Arc<Bundle>> {
+    if let Some(bundle) = memory.bundles.lock().unwrap_or_else(PoisonError::into_inner).get(&id) {
+        return Ok(Arc::clone(bundle));
+    }
+    let limit = u64::try_from(MAX_ENVELOPE_TEXT_BYTES).unwrap_or(u64::MAX);
+    let bundle: Bundle = vault.get_json(ObjectKind::Bundle, &names::bundle(id)?, limit)?;
+    let bundle = Arc::new(bundle);
+    let mut kept = memory.bundles.lock().unwrap_or_else(PoisonError::into_inner);
+    kept.insert(id, Arc::clone(&bundle));
+    Ok(bundle)
+}
+
+/// Reads a body and checks its signature.
+fn judge(vault: &Vault, object: &ObjectName, key: PointKey, signed: &SignedPoint) -> PlaceState {
+    match open_point(vault, object, key, signed) {
+        Ok(point) => PlaceState::Point { point: Box::new(point), signed: signed.clone() },
+        Err(error) => PlaceState::Damaged(error),
+    }
+}
+
+/// The point in a signed body.
+pub(crate) fn open_point(
+    vault: &Vault,
+    object: &ObjectName,
+    key: PointKey,
+    signed: &SignedPoint,
+) -> Result<RecoveryPoint> {
+    let mut point = signed.parse(object, key, |name| vault.name_id(name))?;
+    point.signature = match (&vault.config().signing_public_key, &signed.signature) {
+        (None, _) => SignatureState::Absent,
+        (Some(root), Some(signature)) if verify_signature(root, &signed.body, signature) => {
+            SignatureState::Good
+        }
+        _ => return Err(Error::corrupt(object, "its signature is not good")),
+    };
+    Ok(point)
+}
+
+/// Every point with its marks, forgotten ones included.
+pub(crate) fn point_records(vault: &Vault, memory: &PointMemory) -> Result<(Vec<PointRecord>, Vec<Error>)> {
+    let listing = list_points(vault, memory, Whose::All)?;
+    let mut marks = read_all_marks(vault)?;
+    let mut records = Vec::new();
+    let mut damaged: Vec<Error> =
+        listing.damaged_bundles.into_iter().map(|(_, error)| error).collect();
+    for (key, place) in listing.places {
+        match place.state {
+            PlaceState::Point { point, .. } => records.push(PointRecord {
+                point: *point,
+                marks: marks.remove(&key).unwrap_or_default(),
+            }),
+            PlaceState::Tombstone => {}
+            PlaceState::Damaged(error) => damaged.push(error),
+        }
+    }
+    records.sort_by(|a, b| (&a.point.name, a.point.sequence).cmp(&(&b.point.name, b.point.sequence)));
+    Ok((records, damaged))
+}
+
+/// The visible point that a selector names.
+pub(crate) fn find_point(
+    vault: &Vault,
+    memory: &PointMemory,
+    selector: &PointSelector,
+) -> Result<PointRecord> {
+    let listing = list_points(vault, memory, Whose::Of(vault.name_id(&selector.name)))?;
+    let mut found = None;
+    let mut damaged = listing.damaged_bundles.into_iter().map(|(_, error)| error).next();
+    for (key, place) in listing.places.into_iter().rev() {
+        let point = match place.state {
+            PlaceState::Point { point, .. } => point,
+            PlaceState::Tombstone => continue,
+            PlaceState::Damaged(error) => {
+                if selector.which == Which::Sequence(key.sequence) {
+                    return Err(error);
+                }
+                damaged = damaged.or(Some(error));
+                continue;
+            }
+        };
+        let wanted = match &selector.which {
+            Which::Latest => true,
+            Which::Sequence(sequence) => key.sequence == *sequence,
+            Which::IdPrefix(prefix) => point.point.to_string().starts_with(prefix.as_str()),
+        };
+        if !wanted {
+            continue;
+        }
+        let marks = read_marks_of(vault, key)?;
+        if selector.which == Which::Latest && marks.visibility() == PointVisibility::Forgotten {
+            continue;
+        }
+        if found.is_some() {
+            let what = format!("point {selector}: more than one id begins so");
+            return Err(Error::new(ErrorKind::Invalid, what));
+        }
+        found = Some(PointRecord { point: *point, marks });
+        if !matches!(selector.which, Which::IdPrefix(_)) {
+            break;
+        }
+    }
+    found.ok_or_else(|| {
+        let error = Error::new(ErrorKind::NotFound, format!("no point {selector}"));
+        match damaged {
+            Some(cause) => error.caused_by(cause),
+            None => error,
+        }
+    })
+}
+
+/// The newest visible point of a name, and the number that the next one gets.
+pub(crate) fn newest_and_next(
+    vault: &Vault,
+    memory: &PointMemory,
+    name: &ProtectedName,
+) -> Result<(Option<RecoveryPoint>, u64)> {
+    let name_id = vault.name_id(name);
+    let listing = list_points(vault, memory, Whose::Of(name_id))?;
+    let mut highest = listing.places.keys().map(|key| key.sequence).max().unwrap_or(0);
+    for record in records::read_records(vault)? {
+        if let Some(Ok(verdict)) = &record.verdict {
+            highest = highest.max(verdict.retired.highest(name_id).unwrap_or(0));
+        }
+    }
+    let next = highest
+        .checked_add(1)
+        .ok_or_else(|| Error::new(ErrorKind::Refused, format!("{name}: no number is left")))?;
+    for (key, place) in listing.places.into_iter().rev() {
+        if let PlaceState::Point { point, .. } = place.state
+            && read_marks_of(vault, key)?.visibility() == PointVisibility::Visible
+        {
+            return Ok((Some(*point), next));
+        }
+    }
+    Ok((None, next))
+}

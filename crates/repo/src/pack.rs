@@ -1,0 +1,16 @@
+//! Building packs and taking them apart.
+//!
+//! ```text
+//!   PackBuilder: push blobs ──► seal (encrypt, directory, trailer) ──► check (decode and hash all) ──► put
+//!   directory from the store: trailer ──► directory ──► entries; damaged: scan the frames instead
+//! ```
+
+mod builder;
+mod file;
+mod reader;
+
+pub(crate) use builder::{PackBuilder, SealedPack};
+pub(crate) use file::{PackCache, PackFile};
+pub(crate) use reader::{
+    BlobDecoder, PackFault, check_whole_pack, open_frame, read_directory, scan_frames,
+};

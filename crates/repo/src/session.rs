@@ -1,0 +1,408 @@
+//! Writing one version of a name.
+//!
+//! ```text
+//!   begin: newest point ─► lease (reserves the next number, keeps the parent) ─► is anybody else here? ─► index
+//!     │
+//!     ├── blobs(): append …          checkpoint(partial): flush, then say so in the lease
+//!     │
+//!   commit: data packs ─► node packs ─► index segment ─► point, created if absent ─► lease removed
+//!                                                          │ taken: a tombstone: Fenced; a point: Conflict
+//!   abandon or drop: nothing is visible; a drop leaves the lease to the stall rule, as a crash does
+//! ```
+//!
+//! **Invariants.** Nothing is visible before the point, everything is after it. A dead writer of the same name is fenced
+//! before its place is taken, and what it had made durable is taken over.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use block::geometry;
+
+use crate::access::ObjectAccess;
+use crate::blobs::{BlobWriter, Reliance};
+use crate::catalog::{self, MAX_POINT_BYTES};
+use crate::config::Compression;
+use crate::environment::rfc3339;
+use crate::format::{FORMAT_VERSION, ObjectKind};
+use crate::index::Index;
+use crate::lease::{
+    BreakOutcome, Lease, LeaseKind, LeaseRequest, LeaseView, Liveness, StallWatch,
+    TreeRoot, break_lease, list_leases,
+};
+use crate::marks::{PointVisibility, read_marks_of};
+use crate::points::{
+    DiskVersion, ParentPoint, PointDraft, PointKey, PointWriter, ProtectedName, RecoveryPoint,
+    SignatureState, SignedPoint,
+};
+pub(crate) use crate::repository::Repository;
+use crate::{Error, ErrorKind, PointId, Result, names};
+
+/// How often a session is begun anew when others commit meanwhile.
+const MAX_TRIES: usize = 4;
+/// Between two looks at a lease that may be stalled.
+const WATCH_INTERVAL: Duration = Duration::from_millis(500);
+
+/// What to do when another writer of the name holds a lease.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum BusyPolicy {
+    /// Refuse with [`ErrorKind::Busy`], unless its process is known to be gone from this host.
+    #[default]
+    Refuse,
+    /// Watch it: refuse once it beats, fence it once it is stalled.
+    WaitForStall,
+}
+
+/// How a version is written.
+#[derive(Debug, Clone, Default)]
+pub struct BeginOptions {
+    /// Compression of new blobs; the repository's own when absent.
+    pub compression: Option<Compression>,
+    /// Sealing threads; one per core when absent.
+    pub threads: Option<usize>,
+    /// What to do when another writer of the name is there.
+    pub busy: BusyPolicy,
+}
+
+/// What a new version can be compared with.
+#[derive(Debug, Clone, Default)]
+pub struct SessionBase {
+    /// The newest visible point of the name.
+    pub parent: Option<RecoveryPoint>,
+    /// How far an interrupted transfer of the same name came; every blob below it is durable.
+    pub partial: Option<DiskVersion>,
+}
+
+impl SessionBase {
+    /// The parent's disk of this label.
+    pub fn disk(&self, label: &str) -> Option<&DiskVersion> {
+        self.parent.as_ref().and_then(|parent| parent.disk(label))
+    }
+
+    /// The interrupted transfer, if it was of the disk of this label.
+    pub fn partial_disk(&self, label: &str) -> Option<&DiskVersion> {
+        self.partial.as_ref().filter(|partial| partial.label == label)
+    }
+}
+
+/// A version being written.
+pub struct VersionSession {
+    repository: Repository,
+    name: ProtectedName,
+    key: PointKey,
+    base: SessionBase,
+    lease: Arc<Lease>,
+    blobs: BlobWriter,
+}
+
+/// A lease just taken, and what it keeps.
+struct Taken {
+    lease: Arc<Lease>,
+    reliance: Arc<Reliance>,
+    key: PointKey,
+    parent: Option<RecoveryPoint>,
+}
+
+pub(crate) fn tree_root(disk: &DiskVersion) -> TreeRoot {
+    TreeRoot { height: disk.height, top: disk.top }
+}
+
+impl VersionSession {
+    pub(crate) fn begin(
+        repository: &Repository,
+        name: &ProtectedName,
+        options: &BeginOptions,
+    ) -> Result<Self> {
+        for _ in 0..MAX_TRIES {
+            let taken = take_lease(repository, name)?;
+            match Self::settle(repository, name, options, taken) {
+                Ok(Some(session)) => return Ok(session),
+                Ok(None) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Err(Error::new(ErrorKind::Busy, format!("{name}: others keep committing to it")))
+    }
+
+    /// Looks around after the lease was taken; `None` when another point took the reserved place before that.
+    fn settle(
+        repository: &Repository,
+        name: &ProtectedName,
+        options: &BeginOptions,
+        taken: Taken,
+    ) -> Result<Option<Self>> {
+        let vault = repository.vault();
+        let partial = match clear_rivals(repository, name, options, &taken) {
+            Ok(partial) => partial,
+            Err(error) => {
+                give_back(taken.lease)?;
+                return Err(error);
+            }
+        };
+        let place = names::point(taken.key)?;
+        let occupied = match vault.store().size(&place) {
+            Ok(_) => true,
+            Err(error) if error.kind() == store::ErrorKind::NotFound => false,
+            Err(error) => return Err(error.into()),
+        };
+        let parent_gone = match &taken.parent {
+            Some(parent) => {
+                read_marks_of(vault.as_ref(), parent.key())?.visibility() != PointVisibility::Visible
+            }
+            None => false,
+        };
+        if occupied || parent_gone {
+            give_back(taken.lease)?;
+            return Ok(None);
+        }
+        let index = repository.index()?;
+        index.refresh(vault)?;
+        let blobs = BlobWriter::new(
+            Arc::clone(vault),
+            Arc::clone(&taken.lease),
+            taken.reliance,
+            options.compression.unwrap_or(vault.config().compression),
+            options.threads.unwrap_or_else(crate::repository::core_count),
+        )?;
+        Ok(Some(Self {
+            repository: repository.clone(),
+            name: name.clone(),
+            key: taken.key,
+            base: SessionBase { parent: taken.parent, partial },
+            lease: taken.lease,
+            blobs,
+        }))
+    }
+
+    /// The name that is written.
+    pub fn name(&self) -> &ProtectedName {
+        &self.name
+    }
+
+    /// The place that the point will have.
+    pub fn key(&self) -> PointKey {
+        self.key
+    }
+
+    /// What to compare with.
+    pub fn base(&self) -> &SessionBase {
+        &self.base
+    }
+
+    /// The lease that protects the session.
+    pub fn lease(&self) -> &Lease {
+        &self.lease
+    }
+
+    /// The repository that is written to; its nodes are those of the base.
+    pub fn repository(&self) -> &Repository {
+        &self.repository
+    }
+
+    /// Where blobs go.
+    pub fn blobs(&self) -> &BlobWriter {
+        &self.blobs
+    }
+
+    /// Makes progress durable: another session of the name can go on from `partial` if this one dies. Everything below it
+    /// must have been appended, or be part of the base.
+    ///
+    /// # Errors
+    /// As [`BlobWriter::flush`]; [`ErrorKind::Fenced`] when this session was declared dead.
+    pub fn checkpoint(&self, partial: DiskVersion) -> Result<()> {
+        partial.check(&"a checkpoint")?;
+        self.blobs.flush()?;
+        self.lease.set_partial(partial)
+    }
+
+    /// Makes the version visible.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Fenced`] when this session was declared dead, [`ErrorKind::Conflict`] when another point took the
+    /// place; then nothing of it is visible. After any other error the outcome is whatever the store did: list the points.
+    pub fn commit(self, draft: PointDraft) -> Result<RecoveryPoint> {
+        for disk in draft.disks.iter().chain(draft.configuration.iter().map(|file| &file.content)) {
+            disk.check(&"a draft")?;
+        }
+        self.blobs.flush()?;
+        self.blobs.put_segment()?;
+        self.lease.check()?;
+        let (point, signed) = self.stamp(draft)?;
+        self.put_point(&signed)?;
+        let Self { lease, blobs, .. } = self;
+        drop(blobs);
+        // The point is durable: a lease that cannot be removed now must not make it look as if it were not. The stall
+        // rule removes it.
+        give_back(lease).ok();
+        Ok(point)
+    }
+
+    fn stamp(&self, draft: PointDraft) -> Result<(RecoveryPoint, SignedPoint)> {
+        let vault = self.repository.vault();
+        let environment = vault.environment();
+        let now = environment.clock.unix_ms();
+        let parent = self
+            .base
+            .parent
+            .as_ref()
+            .map(|parent| ParentPoint { sequence: parent.sequence, point: parent.point });
+        let mut more = draft.more;
+        if let Some(copied) = &draft.copied {
+            more.insert("copied_from".to_owned(), serde_json::json!(copied.point));
+        }
+        let (created_unix_ms, created) = match &draft.copied {
+            Some(copied) => (copied.created_unix_ms, copied.created.clone()),
+            None => (now, rfc3339(now)),
+        };
+        let mut point = RecoveryPoint {
+            format: FORMAT_VERSION,
+            name: self.name.clone(),
+            sequence: self.key.sequence,
+            point: PointId::generate(environment.random.as_ref())?,
+            parent,
+            created,
+            created_unix_ms,
+            disks: draft.disks,
+            configuration: draft.configuration,
+            consistency: draft.consistency,
+            source: draft.source,
+            counters: draft.counters,
+            writer: PointWriter {
+                host: environment.host.host.clone(),
+                program: environment.host.program.clone(),
+            },
+            name_id: self.key.name_id,
+            signature: SignatureState::Absent,
+            more,
+        };
+        let body = serde_json::to_string(&point)
+            .map_err(|error| Error::new(ErrorKind::Invalid, "the point").caused_by(error))?;
+        let signature = vault.signer().map(|signer| signer.sign(&body));
+        if signature.is_some() {
+            point.signature = SignatureState::Good;
+        }
+        Ok((point, SignedPoint { body, signature }))
+    }
+
+    fn put_point(&self, signed: &SignedPoint) -> Result<()> {
+        let vault = self.repository.vault();
+        let place = names::point(self.key)?;
+        match vault.put_json(ObjectKind::Point, &place, signed) {
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+                let (kind, text) = vault.get_any(&place, MAX_POINT_BYTES)?;
+                if kind == ObjectKind::Tombstone {
+                    let what = format!("{}: this session was declared dead", self.name);
+                    return Err(Error::new(ErrorKind::Fenced, what));
+                }
+                // The store may have done what it said it had not.
+                if serde_json::from_slice::<SignedPoint>(&text).is_ok_and(|there| there == *signed) {
+                    return Ok(());
+                }
+                let what = format!("{}: point {} is there already", self.name, self.key.sequence);
+                Err(Error::new(ErrorKind::Conflict, what))
+            }
+            outcome => outcome,
+        }
+    }
+
+    /// Ends the session without a version. What was appended stays until garbage collection takes it.
+    ///
+    /// # Errors
+    /// What the store answered when the lease was removed.
+    pub fn abandon(self) -> Result<()> {
+        let Self { lease, blobs, .. } = self;
+        drop(blobs);
+        give_back(lease)
+    }
+}
+
+/// Removes a lease that nobody else uses any more.
+fn give_back(lease: Arc<Lease>) -> Result<()> {
+    match Arc::into_inner(lease) {
+        Some(lease) => lease.release(),
+        // A sealing thread still holds it for the length of one put: the stall rule removes the lease.
+        None => Ok(()),
+    }
+}
+
+fn take_lease(repository: &Repository, name: &ProtectedName) -> Result<Taken> {
+    let vault = repository.vault();
+    let (parent, next) = catalog::newest_and_next(vault, repository.memory(), name)?;
+    let key = PointKey { name_id: vault.name_id(name), sequence: next };
+    let index: Arc<Index> = repository.index()?;
+    let reliance = Arc::new(Reliance::new(index));
+    let mut request = LeaseRequest::new(LeaseKind::Backup);
+    request.reserved = Some(key);
+    if let Some(parent) = &parent {
+        request.points.push(parent.key());
+        request.roots.extend(parent.trees().map(tree_root));
+    }
+    let access: Arc<dyn ObjectAccess> = Arc::clone(vault) as Arc<dyn ObjectAccess>;
+    let observer = Arc::clone(&reliance) as Arc<dyn crate::lease::CondemnedObserver>;
+    let terms = repository.lease_terms();
+    let lease = Lease::acquire(access, vault.environment(), request, &terms, observer)?;
+    Ok(Taken { lease: Arc::new(lease), reliance, key, parent })
+}
+
+/// Refuses when another writer of the name lives, fences the dead ones; gives the partial version of a dead one.
+fn clear_rivals(
+    repository: &Repository,
+    name: &ProtectedName,
+    options: &BeginOptions,
+    taken: &Taken,
+) -> Result<Option<DiskVersion>> {
+    let vault = repository.vault();
+    let environment = vault.environment();
+    let terms = repository.lease_terms();
+    let mut watch = StallWatch::default();
+    let mut first_beats = std::collections::HashMap::new();
+    let mut partial = None;
+    loop {
+        let mut waiting = false;
+        for view in list_leases(vault.as_ref())? {
+            if view.id == taken.lease.id() || !is_rival(&view, taken.key) {
+                continue;
+            }
+            let now = environment.clock.monotonic_ms();
+            let liveness = watch.judge(&view, &environment.host, &terms, now);
+            let first = *first_beats.entry(view.id).or_insert(view.beat);
+            match liveness {
+                Liveness::Alive if options.busy == BusyPolicy::Refuse || first != view.beat => {
+                    let what = format!("{name}: another session is writing it");
+                    return Err(Error::new(ErrorKind::Busy, what));
+                }
+                Liveness::Alive => waiting = true,
+                Liveness::Stalled | Liveness::Gone => {
+                    partial = take_over(vault.as_ref(), taken, &view)?.or(partial);
+                }
+            }
+        }
+        if !waiting {
+            return Ok(partial);
+        }
+        environment.clock.sleep(WATCH_INTERVAL);
+    }
+}
+
+fn is_rival(view: &LeaseView, key: PointKey) -> bool {
+    match &view.body {
+        Ok(body) => body.reserved.is_some_and(|reserved| reserved.name_id == key.name_id),
+        // Nobody can know whose it is; garbage collection reports it.
+        Err(_) => false,
+    }
+}
+
+/// Fences a dead session after this one's lease keeps what it had reached.
+fn take_over(access: &dyn ObjectAccess, taken: &Taken, view: &LeaseView) -> Result<Option<DiskVersion>> {
+    let Ok(body) = &view.body else { return Ok(None) };
+    let partial = body.partial.clone().filter(|disk| {
+        disk.check(&"a lease").is_ok() && disk.height <= geometry::MAX_HEIGHT
+    });
+    if let Some(disk) = &partial {
+        taken.lease.rely_on(&[], &[tree_root(disk)])?;
+    }
+    match break_lease(access, view)? {
+        BreakOutcome::Fenced => Ok(partial),
+        // It had committed: its point is the better base, and the caller finds its place taken.
+        BreakOutcome::AlreadyDecided | BreakOutcome::Removed => Ok(None),
+    }
+}
