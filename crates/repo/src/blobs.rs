@@ -17,7 +17,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use std::thread::JoinHandle;
 
-use block::BlockHash;
+use block::tree::{Node, NodeSink};
+use block::{BlockHash, NodeHash};
 use block::geometry::NODE_SIZE_BYTES;
 
 use crate::access::ObjectAccess;
@@ -442,5 +443,13 @@ impl Shared {
             put_segment(&self.vault, Vec::new(), ready)?;
         }
         Ok(())
+    }
+}
+
+/// New nodes of a tree go where blobs go.
+impl NodeSink for &BlobWriter {
+    fn put_node(&mut self, level: u8, hash: NodeHash, node: &Node) -> block::Result<()> {
+        let blob = self.encode(BlobName::Node { level, hash }, node.as_bytes())?;
+        Ok(self.append(vec![blob])?)
     }
 }

@@ -1,3 +1,5 @@
 //! What the repository promises, seen from outside.
 
 mod retention;
+mod session;
+mod support;
