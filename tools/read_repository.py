@@ -88,6 +88,8 @@ def decode(codec, plain_length, stored, where):
         if codec == 0:
             plain = stored
         elif codec == 1:
+            if zstandard.frame_content_size(stored) not in (-1, plain_length):
+                raise Damaged(f"{where}: its compressed length is not its length")
             plain = zstandard.ZstdDecompressor().decompress(stored, max_output_size=plain_length)
         elif codec == 2:
             plain = lz4.block.decompress(stored, uncompressed_size=plain_length)
@@ -112,8 +114,11 @@ class Pack:
         magic, version, kind_byte, cipher, flags, pack_id, key_id, salt = struct.unpack("<8sHBBI16s16s16s", header)
         if magic != b"HIKAEPCK" or version != FORMAT_VERSION or flags != 0 or cipher not in (0, 1):
             raise Damaged(f"{name}: not the header of a pack of format {FORMAT_VERSION}")
-        if PACK_KINDS.get(kind_byte) != kind or pack_id.hex() != os.path.basename(path):
-            raise Damaged(f"{name}: it is another pack than its name says")
+        named = bytes.fromhex(os.path.basename(path))
+        if PACK_KINDS.get(kind_byte) != kind or pack_id != named:
+            # The name is bound into every frame: if the pack really is another one, no frame will open.
+            repository.problem(f"{name}: its header is another pack's")
+            kind_byte, pack_id = (1 if kind == "data" else 2), named
         if (cipher == 0) != (not repository.encrypted):
             raise Damaged(f"{name}: its encryption is not the repository's")
         self.kind_byte, self.pack_id, self.cipher = kind_byte, pack_id, None
@@ -216,12 +221,13 @@ class Repository:
             self.master = self.unlock(unlock)
             self.master_id = derive("hikae v1 master key id", self.master)[:16]
             self.read_ring()
-        self.packs, self.places = [], {}
+        self.packs, self.places, self.salvaged = [], {}, False
 
     def problem(self, text):
-        """Damage that does not end the work."""
-        self.problems.append(str(text))
-        print(f"damaged: {text}", file=sys.stderr)
+        """Damage that does not end the work; said once."""
+        if str(text) not in self.problems:
+            self.problems.append(str(text))
+            print(f"damaged: {text}", file=sys.stderr)
 
     # -- small objects
 
@@ -230,7 +236,7 @@ class Repository:
         found = []
         for place, _, files in os.walk(os.path.join(self.path, prefix)):
             folder = os.path.relpath(place, self.path).replace(os.sep, "/")
-            found.extend(f"{folder}/{file}" for file in files)
+            found.extend(file if folder == "." else f"{folder}/{file}" for file in files)
         return sorted(found)
 
     def data_key(self, key_id, name):
@@ -238,16 +244,21 @@ class Repository:
             raise Damaged(f"{name}: encrypted with key {key_id.hex()}, which is not in the keyring")
         return self.keys[key_id]
 
-    def small_object(self, name, kinds, find_key=None):
-        """Text of an envelope and its kind; checksum, name and encryption are checked."""
+    def envelope(self, name):
+        """Bytes of a small object before its checksum, which was compared; needs no key."""
         with open(os.path.join(self.path, *name.split("/")), "rb") as file:
             data = file.read((64 << 20) + 4096)
         body, checksum = data[:-32], data[-32:]
-        encoded = name.encode()
         if len(data) < 112 or body[:8] != b"HIKAEOBJ":
             raise Damaged(f"{name}: not an object of a repository")
+        encoded = name.encode()
         if derive("hikae v1 object checksum", struct.pack("<I", len(encoded)), encoded, body) != checksum:
             raise Damaged(f"{name}: its checksum does not fit")
+        return body
+
+    def small_object(self, name, kinds, find_key=None):
+        """Text of an envelope and its kind; checksum, name and encryption are checked."""
+        body, encoded = self.envelope(name), name.encode()
         version, kind, cipher, length = struct.unpack_from("<HBBI", body, 8)
         key_id, salt, text = body[16:32], body[32:64], body[80:]
         if version != FORMAT_VERSION or KINDS.get(kind) not in kinds or len(text) != length + 16 * cipher:
@@ -355,12 +366,17 @@ class Repository:
                 kind, text = self.small_object(name, ["point", "tombstone", "bundle"])
                 if kind == "point":
                     _, name_id, sequence = name.split("/")
-                    self.take_point(found, name, name_id, int(sequence, 16), json.loads(text))
-                elif kind == "bundle":
-                    for one in json.loads(text)["points"]:
-                        self.take_point(found, name, one["key"]["name_id"], one["key"]["sequence"], one["point"])
+                    places = [({"name_id": name_id, "sequence": int(sequence, 16)}, json.loads(text))]
+                else:
+                    places = [(one["key"], one["point"]) for one in json.loads(text).get("points", [])]
             except (Damaged, KeyError, ValueError) as error:
                 self.problem(error if isinstance(error, Damaged) else f"{name}: malformed: {error}")
+                continue
+            for key, signed in places:
+                try:
+                    self.take_point(found, name, key["name_id"], key["sequence"], signed)
+                except (Damaged, KeyError, TypeError, ValueError) as error:
+                    self.problem(error if isinstance(error, Damaged) else f"{name}: a malformed point: {error}")
         return [found[key] for key in sorted(found)]
 
     def take_point(self, found, where, name_id, sequence, signed):
@@ -411,14 +427,28 @@ class Repository:
 
     def blob(self, level, name_hash):
         """A blob from the first place that has it whole."""
-        error = Damaged(f"{'block' if level == 0 else 'node'} {name_hash.hex()} is in no pack")
-        for place in self.places.get(name_hash + bytes([level]), []):
-            try:
-                return self.packs[place >> 32].blob(place & 0xFFFFFFFF, level, name_hash)
-            except (Damaged, OSError) as problem:
-                error = problem
-                self.problem(problem)
-        raise Damaged(str(error))
+        error, name = None, name_hash + bytes([level])
+        for attempt in range(2):
+            for place in self.places.get(name, []):
+                try:
+                    return self.packs[place >> 32].blob(place & 0xFFFFFFFF, level, name_hash)
+                except (Damaged, OSError) as problem:
+                    if attempt == 0:
+                        self.problem(problem)
+                    error = problem
+            if self.salvaged:
+                break
+            self.salvage()
+        raise Damaged(str(error or f"{'block' if level == 0 else 'node'} {name_hash.hex()} is in no pack"))
+
+    def salvage(self):
+        """Looks for blobs that no directory names in the frames of packs that are not as they were written."""
+        self.salvaged = True
+        for number, pack in enumerate(self.packs):
+            if not pack.checksum_fits():
+                self.problem(f"{pack.name}: its checksum does not fit; its frames are searched")
+                for level, name_hash, offset in pack.walk():
+                    self.places.setdefault(name_hash + bytes([level]), []).append(number << 32 | offset)
 
     def blocks(self, disk):
         """(offset, hash) of every block of a disk that is not zeros, in disk order."""
@@ -488,13 +518,19 @@ def list_points(repository, _):
 
 def verify(repository, _):
     """Reads every pack, every blob and every tree."""
+    for name in repository.names("."):
+        if name.split("/")[0] not in ("data", "node", ".tmp"):
+            try:
+                repository.envelope(name)
+            except (Damaged, OSError) as error:
+                repository.problem(error)
     points = repository.points()
     repository.load_directories()
     for pack in repository.packs:
         if not pack.checksum_fits():
             repository.problem(f"{pack.name}: its checksum does not fit")
     whole = set()
-    for name, places in repository.places.items():
+    for name in list(repository.places):
         try:
             repository.blob(name[32], name[:32])
             whole.add(name)
