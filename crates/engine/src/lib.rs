@@ -1,12 +1,30 @@
-//! The protection domain: what an operator asks for, as jobs with a plan, steps and undo.
+//! The protection domain: what is done with disks, images and a repository, one job per file.
 //!
-//! - [`Progress`], [`Cancellation`]: how a job is watched and stopped.
-//! - [`Problem`]: a failure as an operator sees it.
+//! ```text
+//!   caller ──► plan (pure, printable) ──► execute ──► report (serialisable)
+//!                                           │  Progress, Cancellation, Journal in; undo when it fails
+//!                                  SyncPlan │ LeafScan │ pipeline over all cores
+//!                                           ▼
+//!                                   repo sessions, vdisk images
+//! ```
+//!
+//! - [`job`]: what jobs have in common; the jobs themselves are its submodules.
+//! - [`Progress`], [`Cancellation`]: how a caller watches a job and stops it.
+//! - [`Problem`]: an error as an operator needs it: code, cause, evidence, next command.
+//!
+//! **Invariants.** A job either ends with its report, or fails having undone what it can and kept what can be resumed.
+//! Memory is bounded by the number of workers, never by the disk. Nothing here prints, and every clock is injected.
 
+mod compare;
 mod error;
+pub mod job;
+mod pipeline;
 mod problem;
+pub mod profile;
 mod progress;
+mod transfer;
 
 pub use error::{Error, ErrorKind, Result};
 pub use problem::{Problem, ProblemCode};
 pub use progress::{Cancellation, Progress, Unwatched};
+pub use transfer::{CheckpointEvery, Tracking};
