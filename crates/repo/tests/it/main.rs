@@ -3,3 +3,5 @@
 mod retention;
 mod session;
 mod support;
+mod format;
+mod keys;
