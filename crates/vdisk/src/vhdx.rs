@@ -28,6 +28,7 @@
 mod body;
 mod builder;
 mod bytes;
+mod check;
 mod create;
 mod entry;
 mod geometry;
@@ -36,20 +37,25 @@ mod info;
 mod journal;
 mod locator;
 mod log;
+mod merge;
 mod metadata;
 mod overlay;
 mod pages;
 mod reader;
 mod region;
+mod repair;
 mod space;
 mod structure;
 mod writer;
 
 pub use builder::VhdxBuilder;
+pub use check::check;
 pub use create::{Allocation, CreateOptions, create};
 pub use info::{IdSource, WriteId};
 pub use locator::{
     ABSOLUTE_WIN32_PATH, PARENT_LINKAGE, PARENT_LINKAGE2, ParentLocator, RELATIVE_PATH, VOLUME_PATH,
 };
+pub use merge::{MergeReport, MergeStart, merge};
 pub use reader::VhdxReader;
+pub use repair::{RepairReport, repair};
 pub use writer::VhdxWriter;

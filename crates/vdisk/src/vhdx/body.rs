@@ -132,7 +132,7 @@ impl Body {
                 "vhdx BAT: block {block} is partial, but its chunk has no bitmap"
             ))
         })?;
-        let in_sector = offset % geometry.sector_size.max(1);
+        let in_sector = offset & geometry.sector_size.saturating_sub(1);
         let sectors = geometry
             .sectors(
                 length

@@ -56,7 +56,7 @@ impl VhdxBuilder {
     /// # Errors
     /// `Invalid` when it was finished, `Corrupt` when it is no image in the making, `Io`.
     pub fn resume(file: Arc<dyn WriteAt>) -> Result<Self> {
-        let structure = structure::open(Arc::clone(&file) as Arc<dyn ReadAt>, Accept::Unfinished)?;
+        let structure = structure::open(structure::read_view(&file), Accept::Unfinished)?;
         if structure.metadata.completion == Completion::Finished {
             return Err(Error::new(
                 ErrorKind::Invalid,

@@ -110,7 +110,8 @@ impl Header {
             ));
         }
         let has_log = u64::from(self.log_length) > 0;
-        let aligned = u64::from(self.log_length) % MIB == 0 && self.log_offset % MIB == 0;
+        let aligned =
+            u64::from(self.log_length).is_multiple_of(MIB) && self.log_offset.is_multiple_of(MIB);
         if has_log && (!aligned || self.log_offset < HEADER_SECTION_BYTES) {
             return Err(Error::corrupt(format!(
                 "vhdx header: log of {} bytes at {:#x} is not in whole mebibytes behind the headers",

@@ -114,7 +114,9 @@ impl Journal {
 
     fn append(&mut self, file: &dyn WriteAt, entry: &[u8]) -> Result<()> {
         let length = to_u64(entry.len());
-        debug_assert!(length.saturating_mul(2) <= self.ring.length && length % LOG_SECTOR == 0);
+        debug_assert!(
+            length.saturating_mul(2) <= self.ring.length && length.is_multiple_of(LOG_SECTOR)
+        );
         let until_end = to_usize(self.ring.length.saturating_sub(self.head)).min(entry.len());
         let (first, wrapped) = entry.split_at(until_end);
         file.write_at(self.ring.offset.saturating_add(self.head), first)?;

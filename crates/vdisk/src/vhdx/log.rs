@@ -201,10 +201,10 @@ fn read_entry(ring: &mut Ring<'_>, start: u64, log: Uuid) -> Result<Option<Entry
         last: fields.u64(56)?,
     };
     let front = descriptor_sectors(entry.descriptors);
-    let sound = entry.length % LOG_SECTOR == 0
+    let sound = entry.length.is_multiple_of(LOG_SECTOR)
         && entry.length > 0
         && entry.length <= ring.span.length
-        && entry.tail % LOG_SECTOR == 0
+        && entry.tail.is_multiple_of(LOG_SECTOR)
         && entry.tail < ring.span.length
         && entry.sequence > 0
         && front <= entry.length / LOG_SECTOR;
@@ -256,7 +256,7 @@ enum Descriptor {
 fn decode_descriptor(bytes: &[u8], sequence: u64) -> Result<Option<Descriptor>> {
     let fields = Fields::new(bytes, "vhdx log descriptor");
     let offset = fields.u64(16)?;
-    if fields.u64(24)? != sequence || offset % LOG_SECTOR != 0 {
+    if fields.u64(24)? != sequence || !offset.is_multiple_of(LOG_SECTOR) {
         return Ok(None);
     }
     Ok(match fields.slice(0, 4)? {
@@ -267,7 +267,7 @@ fn decode_descriptor(bytes: &[u8], sequence: u64) -> Result<Option<Descriptor>> 
         }),
         b"zero" => {
             let length = fields.u64(8)?;
-            (length % LOG_SECTOR == 0).then_some(Descriptor::Zero { offset, length })
+            (length.is_multiple_of(LOG_SECTOR)).then_some(Descriptor::Zero { offset, length })
         }
         _ => None,
     })

@@ -131,7 +131,8 @@ fn decode(bytes: &[u8], file_size: u64, log: Option<Span>) -> Result<Regions> {
 }
 
 fn check_span(guid: Uuid, span: Span, taken: &[Span]) -> Result<()> {
-    let aligned = span.offset % MIB == 0 && span.length % MIB == 0 && span.length > 0;
+    let aligned =
+        span.offset.is_multiple_of(MIB) && span.length.is_multiple_of(MIB) && span.length > 0;
     if !aligned
         || span.offset < HEADER_SECTION_BYTES
         || span.offset.checked_add(span.length).is_none()

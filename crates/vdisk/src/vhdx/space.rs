@@ -85,6 +85,17 @@ impl SpaceMap {
         }
     }
 
+    /// Offset of the first mebibyte of a range that is taken, if one is.
+    pub(super) fn probe(&self, span: Span) -> Option<u64> {
+        Self::words(span.offset / MIB, span.end().div_ceil(MIB)).find_map(
+            |(leaf, index, mask, base)| {
+                let taken = self.leaves.get(&leaf)?.get(index)? & mask;
+                let bit = u64::from(taken.trailing_zeros());
+                (taken != 0).then(|| base.saturating_add(bit).saturating_mul(MIB))
+            },
+        )
+    }
+
     /// Gives a range back.
     pub(super) fn release(&mut self, span: Span) {
         for (leaf, index, mask, _) in Self::words(span.offset / MIB, span.end().div_ceil(MIB)) {

@@ -9,12 +9,12 @@
 
 use std::sync::Arc;
 
-use block::ReadAt;
+use block::{ReadAt, WriteAt};
 
 use super::bytes::to_usize;
 use super::entry::{PayloadEntry, decode_bitmap};
 use super::geometry::{BAT_ENTRY_BYTES, BITMAP_BLOCK_BYTES, Geometry, Slot};
-use super::header::{self, HEADER_SECTION_BYTES, Header, HeaderSlot, MIB};
+use super::header::{self, HEADER_SECTION_BYTES, Header, MIB};
 use super::log;
 use super::metadata::{self, Completion, Metadata};
 use super::overlay::{MAX_FILE_BYTES, ReplayedFile};
@@ -45,12 +45,16 @@ pub(super) struct Structure {
     /// The file as it is once its log has been replayed.
     pub(super) file: Arc<dyn ReadAt>,
     pub(super) header: Header,
-    pub(super) slot: HeaderSlot,
     pub(super) creator: Option<String>,
     pub(super) has_pending_log: bool,
     pub(super) regions: Regions,
     pub(super) metadata: Metadata,
     pub(super) geometry: Geometry,
+}
+
+/// The same file, for reading.
+pub(super) fn read_view(file: &Arc<dyn WriteAt>) -> Arc<dyn ReadAt> {
+    Arc::<dyn WriteAt>::clone(file)
 }
 
 /// The log's place, if the header gives it one.
@@ -85,7 +89,7 @@ pub(super) fn check_not_cut(file: &dyn ReadAt, active: &log::ActiveSequence) -> 
 /// Reads everything up to the BAT.
 pub(super) fn open(file: Arc<dyn ReadAt>, accept: Accept) -> Result<Structure> {
     let creator = header::read_identifier(file.as_ref())?;
-    let (header, slot) = header::select(file.as_ref())?;
+    let (header, _) = header::select(file.as_ref())?;
     let has_pending_log = !header.log.is_nil();
     let file = if has_pending_log {
         let active = log::find_active(file.as_ref(), &header)?;
@@ -113,7 +117,6 @@ pub(super) fn open(file: Arc<dyn ReadAt>, accept: Accept) -> Result<Structure> {
     Ok(Structure {
         file,
         header,
-        slot,
         creator,
         has_pending_log,
         regions,

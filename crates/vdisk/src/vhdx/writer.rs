@@ -97,12 +97,12 @@ impl VhdxWriter {
         }
         if !journal.header.log.is_nil() {
             // What the replay would make of it is judged in memory first: a wrong image is left as it is.
-            structure::open(Arc::clone(&file) as Arc<dyn ReadAt>, Accept::Finished)?
+            structure::open(structure::read_view(&file), Accept::Finished)?
                 .survey(Anchors::Ignored)?;
             let active = log::find_active(file.as_ref(), &journal.header)?;
             journal::replay(file.as_ref(), &active, &mut journal)?;
         }
-        let structure = structure::open(Arc::clone(&file) as Arc<dyn ReadAt>, Accept::Finished)?;
+        let structure = structure::open(structure::read_view(&file), Accept::Finished)?;
         let space = structure.survey(Anchors::Kept)?;
         let body = Body::new(
             Arc::clone(&structure.file),

@@ -10,3 +10,6 @@ mod qcow2_tool;
 mod vmdk_read;
 mod vhdx_model;
 mod vhdx_write;
+mod vhdx_crash;
+mod vhdx_hostile;
+mod vhdx_repair;

@@ -229,6 +229,10 @@ fn qemu_reads_what_is_made() {
     ];
     for (number, (allocation, size, block)) in shapes.into_iter().enumerate() {
         for way in ["builder", "writer"] {
+            // qemu-img reads every byte of a sparse VHDX: the one beyond a chunk is looked at once.
+            if size > 4 * GIB && way == "builder" {
+                continue;
+            }
             let mut options = options(size);
             options.allocation = allocation.clone();
             options.block_bytes = block;
@@ -261,13 +265,12 @@ fn qemu_reads_what_is_made() {
                     seed: 1,
                 },
             ];
-            let disk: Box<dyn WriteAt> = if way == "builder" {
+            if way == "builder" {
                 let builder = VhdxBuilder::create(writable(&file), &options).expect("create");
                 for step in &steps {
                     apply(&builder, step).expect("step");
                 }
                 builder.finish().expect("finish");
-                Box::new(model(0))
             } else {
                 create(&writable(&file), &options).expect("create");
                 let ids = IdSource::seeded(5);
@@ -276,9 +279,7 @@ fn qemu_reads_what_is_made() {
                     apply(&writer, step).expect("step");
                 }
                 writer.finish().expect("finish");
-                Box::new(model(0))
-            };
-            drop(disk);
+            }
             for step in &steps {
                 apply(&wanted, step).expect("step");
             }

@@ -1,0 +1,404 @@
+//! Checking, repairing and merging.
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use block::{ReadAt, WriteAt};
+use vdisk::memory::{CrashFile, Loss, MemoryFile};
+use vdisk::vhdx::{
+    Allocation, IdSource, MergeStart, ParentLocator, VhdxBuilder, VhdxReader, VhdxWriter, WriteId,
+    check, create, merge, repair,
+};
+use vdisk::{CheckReport, ErrorKind, RepairMode, Severity};
+
+use crate::corpora::{self, Trust};
+use crate::vhdx_model::{Step, apply, assert_same, options, pattern, readable, writable};
+
+const MIB: u64 = 1 << 20;
+const BAT: u64 = 3 * MIB;
+
+fn written(size: u64) -> (Arc<MemoryFile>, MemoryFile) {
+    let file = Arc::new(MemoryFile::new());
+    let mut options = options(size);
+    options.block_bytes = Some(1 << 20);
+    create(&writable(&file), &options).expect("create");
+    let wanted = MemoryFile::with_size(size);
+    let writer = VhdxWriter::open(writable(&file), None, IdSource::seeded(1)).expect("open");
+    for block in [0, 1, 4] {
+        let step = Step::Write {
+            offset: block * MIB,
+            length: MIB,
+            seed: 5,
+        };
+        apply(&writer, &step).expect("write");
+        apply(&wanted, &step).expect("write");
+    }
+    writer.finish().expect("finish");
+    (file, wanted)
+}
+
+fn checked(file: &Arc<MemoryFile>) -> CheckReport {
+    check(&readable(file)).expect("check")
+}
+
+fn says(report: &CheckReport, severity: Severity, text: &str) {
+    assert!(
+        report
+            .findings
+            .iter()
+            .any(|found| found.severity == severity && found.text.contains(text)),
+        "no {severity:?} {text:?} in {report:?}"
+    );
+}
+
+fn set_entry(file: &MemoryFile, index: u64, raw: u64) {
+    file.write_at(BAT + index * 8, &raw.to_le_bytes())
+        .expect("write");
+}
+
+fn entry(file: &MemoryFile, index: u64) -> u64 {
+    let mut bytes = [0; 8];
+    file.read_at(BAT + index * 8, &mut bytes).expect("read");
+    u64::from_le_bytes(bytes)
+}
+
+#[test]
+fn images_of_windows_and_qemu_are_found_clean() {
+    let Some(root) = corpora::root() else { return };
+    for image in corpora::manifest(&root) {
+        if image.group != "vhdx" || image.kind != "disk" {
+            continue;
+        }
+        let file: Arc<dyn ReadAt> = Arc::new(corpora::load(&root, &image.path));
+        let report = check(&file).expect("check");
+        if image.format.contains("dirty log") {
+            assert_eq!(
+                report.worst,
+                Some(Severity::Repairable),
+                "{}: {report:?}",
+                image.path
+            );
+            says(&report, Severity::Repairable, "wait to be replayed");
+        } else {
+            assert!(report.is_clean(), "{}: {report:?}", image.path);
+        }
+    }
+}
+
+#[test]
+fn generated_damage_is_found() {
+    let Some(root) = corpora::root() else { return };
+    for (name, severity) in [
+        ("s05-hdr1bad.vhdx", Severity::Repairable),
+        ("s06-hdrboth.vhdx", Severity::Damage),
+        ("s08-reg1bad.vhdx", Severity::Repairable),
+        ("s10-reqregion.vhdx", Severity::Damage),
+        ("s13-incomplete.vhdx", Severity::Damage),
+        ("s19-overlap.vhdx", Severity::Damage),
+        ("s20-beyond.vhdx", Severity::Damage),
+    ] {
+        let file: Arc<dyn ReadAt> = Arc::new(corpora::load(&root, &format!("synth/{name}")));
+        let report = check(&file).expect("check");
+        assert_eq!(report.worst, Some(severity), "{name}: {report:?}");
+    }
+}
+
+#[test]
+fn waiting_logs_of_others_are_replayed_in_place() {
+    let Some(root) = corpora::root() else { return };
+    let path = "vhdx/discutils-log-replay.vhdx.gz";
+    let image = corpora::image(&root, path);
+    let file = Arc::new(corpora::load(&root, path));
+    let report =
+        repair(&writable(&file), RepairMode::Lossless, &IdSource::seeded(1)).expect("repair");
+    // Five entries join on, but the tail of the newest is the fourth: the first three are in place already.
+    assert_eq!(report.replayed_entries, 2);
+    assert!(report.remaining.is_clean(), "{report:?}");
+    let disk = VhdxReader::open(readable(&file), None).expect("opens");
+    assert!(!disk.info().has_pending_log);
+    assert_eq!(
+        Some(corpora::sha256(&disk, Trust::Extents)),
+        image.raw_sha256
+    );
+
+    let path = "vhdx/qemu-iotest-dirtylog-10G-4M.vhdx.bz2";
+    let file = Arc::new(corpora::load(&root, path));
+    let before = VhdxReader::open(readable(&file), None).expect("opens");
+    let snapshot = Arc::new(file.as_ref().clone());
+    let writer = VhdxWriter::open(writable(&file), None, IdSource::seeded(1)).expect("writer");
+    let id = writer.data_write_id();
+    writer.finish().expect("finish");
+    let after = VhdxReader::open(readable(&file), None).expect("opens");
+    assert!(before.info().has_pending_log && !after.info().has_pending_log);
+    assert_eq!(
+        after.data_write_id(),
+        id,
+        "a replay does not change what the disk holds"
+    );
+    let replayed_in_memory = VhdxReader::open(readable(&snapshot), None).expect("opens");
+    assert_same(&after, &replayed_in_memory, "in place and in memory");
+}
+
+#[test]
+fn lost_copies_are_written_anew_without_touching_the_disk() {
+    for (offset, length) in [
+        (64 << 10, 4096),
+        (128 << 10, 4096),
+        (192 << 10, 65536),
+        (256 << 10, 65536),
+    ] {
+        let (file, wanted) = written(8 * MIB);
+        assert!(checked(&file).is_clean());
+        file.write_at(offset, &vec![0xEE; length]).expect("damage");
+        let report = checked(&file);
+        assert_eq!(report.worst, Some(Severity::Repairable), "{report:?}");
+        let before = VhdxReader::open(readable(&file), None)
+            .expect("opens")
+            .data_write_id();
+        let done =
+            repair(&writable(&file), RepairMode::Lossless, &IdSource::seeded(1)).expect("repair");
+        assert_eq!(done.rewritten_structures, 1);
+        assert!(done.remaining.is_clean(), "{done:?}");
+        let reader = VhdxReader::open(readable(&file), None).expect("opens");
+        assert_eq!(reader.data_write_id(), before);
+        assert_same(&reader, &wanted, "repaired");
+    }
+}
+
+#[test]
+fn wrong_entries_are_dropped_only_when_loss_is_allowed() {
+    let damages: [(&str, fn(&MemoryFile)); 4] = [
+        ("the file at", |file| set_entry(file, 1, (5000 << 20) | 6)),
+        ("overlaps", |file| set_entry(file, 1, entry(file, 0))),
+        ("state 5", |file| {
+            set_entry(file, 1, entry(file, 1) & !7 | 5)
+        }),
+        ("reserved bits", |file| {
+            set_entry(file, 1, entry(file, 1) | 0x40)
+        }),
+    ];
+    for (text, damage) in damages {
+        let (file, wanted) = written(8 * MIB);
+        damage(&file);
+        says(&checked(&file), Severity::Damage, text);
+        let fault = VhdxReader::open(readable(&file), None).expect_err("refused");
+        assert_eq!(fault.kind(), ErrorKind::Corrupt);
+        let snapshot = file.as_ref().clone();
+        let kept =
+            repair(&writable(&file), RepairMode::Lossless, &IdSource::seeded(1)).expect("repair");
+        assert_eq!(kept.dropped_blocks, 0);
+        assert!(!kept.remaining.is_clean());
+        assert_same(file.as_ref(), &snapshot, "nothing changed");
+
+        let lost =
+            repair(&writable(&file), RepairMode::DataLoss, &IdSource::seeded(1)).expect("repair");
+        assert_eq!(lost.dropped_blocks, 1);
+        assert!(lost.remaining.is_clean(), "{lost:?}");
+        wanted.zero_range(MIB, MIB).expect("model");
+        let reader = VhdxReader::open(readable(&file), None).expect("opens");
+        assert_same(
+            &reader,
+            &wanted,
+            "the block reads as zeros, all else as before",
+        );
+    }
+}
+
+#[test]
+fn dropping_a_bitmap_drops_what_needs_it() {
+    let (base, _) = written(8 * MIB);
+    let parent = Arc::new(VhdxReader::open(readable(&base), None).expect("parent"));
+    let file = child_of(&parent, 8 * MIB, 2 << 20);
+    let writer = VhdxWriter::open(writable(&file), Some(parent.clone()), IdSource::seeded(4))
+        .expect("writer");
+    writer.write_at(4096, &[9; 512]).expect("partial");
+    writer
+        .write_at(4 * MIB, &pattern(4 * MIB, 2 * MIB, 3))
+        .expect("whole");
+    writer.finish().expect("finish");
+    // Chunk ratio of 2 MiB blocks and 512-byte sectors is 2048.
+    set_entry(&file, 2048, (7000 << 20) | 6);
+    let done =
+        repair(&writable(&file), RepairMode::DataLoss, &IdSource::seeded(1)).expect("repair");
+    assert_eq!((done.dropped_bitmaps, done.dropped_blocks), (1, 1));
+    assert!(done.remaining.is_clean(), "{done:?}");
+    let reader = VhdxReader::open(readable(&file), Some(parent)).expect("opens");
+    let mut bytes = vec![1; 2 << 20];
+    reader.read_at(0, &mut bytes).expect("read");
+    assert!(
+        bytes.iter().all(|byte| *byte == 0),
+        "zeros, not the parent's older bytes"
+    );
+    reader.read_at(4 * MIB, &mut bytes).expect("read");
+    assert!(bytes == pattern(4 * MIB, 2 * MIB, 3));
+}
+
+#[test]
+fn an_unfinished_image_is_found_and_not_repaired() {
+    let file = Arc::new(MemoryFile::new());
+    let builder = VhdxBuilder::create(writable(&file), &options(8 * MIB)).expect("create");
+    builder.write_at(0, &[1; 4096]).expect("write");
+    builder.flush().expect("flush");
+    drop(builder);
+    says(&checked(&file), Severity::Damage, "interrupted");
+    let done =
+        repair(&writable(&file), RepairMode::DataLoss, &IdSource::seeded(1)).expect("repair");
+    says(&done.remaining, Severity::Damage, "interrupted");
+}
+
+fn child_of(parent: &VhdxReader, size: u64, block: u32) -> Arc<MemoryFile> {
+    let mut options = options(size);
+    options.block_bytes = Some(block);
+    options.allocation = Allocation::Differencing(ParentLocator::new(parent.data_write_id()));
+    let file = Arc::new(MemoryFile::new());
+    create(&writable(&file), &options).expect("create");
+    file
+}
+
+/// A parent, a child on it, and what the child reads as.
+fn pair() -> (Arc<MemoryFile>, Arc<MemoryFile>, MemoryFile) {
+    let (base, wanted) = written(9 * MIB + 512);
+    let parent = Arc::new(VhdxReader::open(readable(&base), None).expect("parent"));
+    let file = child_of(&parent, 9 * MIB + 512, 2 << 20);
+    let writer =
+        VhdxWriter::open(writable(&file), Some(parent), IdSource::seeded(4)).expect("writer");
+    for step in [
+        Step::Write {
+            offset: 100,
+            length: 9000,
+            seed: 50,
+        },
+        Step::Write {
+            offset: 2 * MIB,
+            length: 2 * MIB,
+            seed: 51,
+        },
+        Step::Zero {
+            offset: 4 * MIB,
+            length: 2 * MIB,
+        },
+        Step::Zero {
+            offset: MIB + 512,
+            length: 5000,
+        },
+        Step::Write {
+            offset: 9 * MIB,
+            length: 512,
+            seed: 52,
+        },
+    ] {
+        apply(&writer, &step).expect("step");
+        apply(&wanted, &step).expect("step");
+    }
+    writer.finish().expect("finish");
+    (base, file, wanted)
+}
+
+#[test]
+fn a_merged_parent_reads_as_the_child_did() {
+    let (base, file, wanted) = pair();
+    let child = VhdxReader::open(readable(&file), None).expect("child");
+    let parent = VhdxWriter::open(writable(&base), None, IdSource::seeded(6)).expect("parent");
+    let mut heard = 0;
+    let report = merge(&child, &parent, MergeStart::Begin, &mut |report| {
+        heard = report.merged_until;
+        ControlFlow::Continue(())
+    })
+    .expect("merge");
+    assert_eq!((report.merged_until, heard), (9 * MIB + 512, 9 * MIB + 512));
+    assert!(
+        report.written_bytes >= 2 * MIB + 9000 && report.written_bytes < 3 * MIB,
+        "{report:?}"
+    );
+    assert_same(&parent, &wanted, "merged");
+
+    // Once more changes nothing, and is refused unless asked for as such.
+    let fault = merge(&child, &parent, MergeStart::Begin, &mut |_| {
+        ControlFlow::Continue(())
+    })
+    .expect_err("the parent is another one now");
+    assert_eq!(fault.kind(), ErrorKind::ParentMismatch);
+    let resume = MergeStart::Resume { offset: 0 };
+    merge(&child, &parent, resume, &mut |_| ControlFlow::Continue(())).expect("again");
+    assert_same(&parent, &wanted, "merged twice");
+    parent.finish().expect("finish");
+    let reader = VhdxReader::open(readable(&base), None).expect("opens");
+    assert_same(&reader, &wanted, "finished");
+}
+
+#[test]
+fn a_merge_that_was_cut_goes_on_to_the_same_end() {
+    let (base, file, wanted) = pair();
+    let child = VhdxReader::open(readable(&file), None).expect("child");
+    let mut cut = 0;
+    loop {
+        let crash = Arc::new(CrashFile::new(&base, Some(cut)));
+        let parent = VhdxWriter::open(
+            Arc::clone(&crash) as Arc<dyn WriteAt>,
+            None,
+            IdSource::seeded(6),
+        );
+        let done = parent.and_then(|parent| {
+            merge(&child, &parent, MergeStart::Begin, &mut |_| {
+                ControlFlow::Continue(())
+            })
+        });
+        for loss in [Loss::Everything, Loss::Nothing, Loss::Torn { seed: cut }] {
+            let left = Arc::new(crash.survivors(loss).expect("survivors"));
+            let half: Arc<dyn ReadAt> =
+                Arc::new(VhdxReader::open(readable(&left), None).expect("parent opens"));
+            let over = VhdxReader::open(readable(&file), Some(half)).expect("child over it");
+            assert_same(
+                &over,
+                &wanted,
+                &format!("child over the parent, cut at {cut}, {loss:?}"),
+            );
+            let parent =
+                VhdxWriter::open(writable(&left), None, IdSource::seeded(8)).expect("parent");
+            let resume = MergeStart::Resume { offset: 0 };
+            merge(&child, &parent, resume, &mut |_| ControlFlow::Continue(())).expect("goes on");
+            parent.finish().expect("finish");
+            let reader = VhdxReader::open(readable(&left), None).expect("opens");
+            assert_same(&reader, &wanted, &format!("merged, cut at {cut}, {loss:?}"));
+        }
+        if done.is_ok() {
+            break;
+        }
+        cut += 1;
+    }
+    assert!(cut > 10, "only {cut} cuts");
+}
+
+#[test]
+fn a_merge_into_a_stranger_is_refused() {
+    let (base, file, _) = pair();
+    let child = VhdxReader::open(readable(&file), None).expect("child");
+    let begin = |parent: &VhdxWriter, child: &VhdxReader| {
+        merge(child, parent, MergeStart::Begin, &mut |_| {
+            ControlFlow::Continue(())
+        })
+        .expect_err("refused")
+        .kind()
+    };
+    let stranger = {
+        let file = Arc::new(MemoryFile::new());
+        let mut options = options(9 * MIB + 512);
+        options.data_write_id = Some(WriteId(uuid::Uuid::from_u128(77)));
+        create(&writable(&file), &options).expect("create");
+        VhdxWriter::open(writable(&file), None, IdSource::seeded(1)).expect("open")
+    };
+    assert_eq!(begin(&stranger, &child), ErrorKind::ParentMismatch);
+
+    let parent = VhdxWriter::open(writable(&base), None, IdSource::seeded(1)).expect("open");
+    let alone = VhdxReader::open(readable(&base), None).expect("opens");
+    assert_eq!(begin(&parent, &alone), ErrorKind::Invalid);
+
+    let with_parent =
+        VhdxReader::open(readable(&file), Some(Arc::new(alone))).expect("child with parent");
+    assert_eq!(begin(&parent, &with_parent), ErrorKind::Invalid);
+
+    let parent_view = VhdxReader::open(readable(&base), None).expect("opens");
+    let larger = child_of(&parent_view, 20 * MIB, 2 << 20);
+    let larger = VhdxReader::open(readable(&larger), None).expect("opens");
+    assert_eq!(begin(&parent, &larger), ErrorKind::Unsupported);
+}
