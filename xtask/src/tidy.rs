@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   every text file ──► text rules ─────┐
+//!   all Rust files ───► module rules ───┤
 //!   cargo metadata ──► layer edges ─────┼──► findings, each with file, line, rule
 //!   manifests, ARCHITECTURE.md ─────────┘
 //! ```
@@ -9,8 +10,10 @@
 //! A rule is a pure function from text to findings, and has a test with a text that breaks it.
 
 mod edges;
+mod modules;
 mod text;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -69,6 +72,7 @@ pub(crate) fn run(workspace: &Path) -> Result<ExitCode> {
 pub(crate) fn findings(workspace: &Path) -> Result<Vec<Finding>> {
     let mut findings = Vec::new();
     let mut files = Vec::new();
+    let mut sources = BTreeMap::new();
     collect(workspace, workspace, &mut files)?;
     for (name, path) in &files {
         let text = std::fs::read_to_string(path).with_context(|| format!("read {name}"))?;
@@ -77,7 +81,11 @@ pub(crate) fn findings(workspace: &Path) -> Result<Vec<Finding>> {
             path.parent()
                 .is_some_and(|folder| folder.join(link).exists())
         }));
+        if name.ends_with(".rs") {
+            sources.insert(name.clone(), text);
+        }
     }
+    findings.extend(modules::check(&sources));
     let metadata = edges::Metadata::of(workspace)?;
     findings.extend(metadata.findings());
     findings.extend(edges::documented(&read(workspace, "docs/ARCHITECTURE.md")?));

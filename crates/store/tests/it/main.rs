@@ -6,6 +6,7 @@ mod conformance;
 mod crash;
 mod directory;
 mod memory;
+mod model;
 mod names;
 mod open;
 #[cfg(feature = "s3")]
