@@ -10,7 +10,9 @@ use vdisk::vhdx::{
 };
 use vdisk::{DiskId, ErrorKind};
 
-use crate::vhdx_model::{Step, apply, assert_same, options, pattern, readable, writable};
+use crate::vhdx_model::{
+    Step, apply, assert_same, export, has_qemu_img, options, pattern, qemu_img, readable, writable,
+};
 
 const MIB: u64 = 1 << 20;
 const SECTOR: usize = 512;
@@ -406,4 +408,34 @@ fn a_creation_that_was_cut_leaves_no_image() {
             }
         }
     }
+}
+
+#[test]
+fn qemu_replays_our_log_to_the_same_disk() {
+    if !has_qemu_img() {
+        return;
+    }
+    let place = tempfile::tempdir().expect("directory");
+    let path = |name: &str| place.path().join(name).to_str().expect("path").to_owned();
+    let image = made(&small(DISK, Allocation::Dynamic));
+    let mut replayed = 0;
+    for cut in 0.. {
+        let file = Arc::new(CrashFile::new(&image, Some(cut)));
+        let start = MemoryFile::with_size(DISK);
+        let was_cut = run(&file, None, &mut Expectation::new(&start), &script());
+        let left = Arc::new(file.survivors(Loss::Everything).expect("survivors"));
+        let reader = VhdxReader::open(readable(&left), None).expect("opens");
+        if reader.info().has_pending_log {
+            export(left.as_ref(), path("dirty.vhdx").as_ref());
+            export(&reader, path("wanted.raw").as_ref());
+            qemu_img(&["check", "-q", "-f", "vhdx", "-r", "all", &path("dirty.vhdx")]);
+            let compare = ["compare", "-f", "vhdx", "-F", "raw"];
+            qemu_img(&[compare.as_slice(), &[&path("dirty.vhdx"), &path("wanted.raw")]].concat());
+            replayed += 1;
+        }
+        if !was_cut {
+            break;
+        }
+    }
+    assert!(replayed > 10, "only {replayed} logs were replayed");
 }

@@ -518,3 +518,18 @@ fn options_that_the_format_does_not_allow_are_refused() {
     refuse(|options| options.logical_sector_bytes = 1024);
     refuse(|options| options.physical_sector_bytes = 8192);
 }
+
+#[test]
+fn an_image_with_eight_million_blocks_opens_at_once() {
+    let size = 16 << 40;
+    let file = Arc::new(MemoryFile::new());
+    let mut options = options(size);
+    options.allocation = Allocation::Fixed;
+    create(&writable(&file), &options).expect("create");
+    let begun = std::time::Instant::now();
+    let reader = VhdxReader::open(readable(&file), None).expect("opens");
+    let elapsed = begun.elapsed();
+    println!("16 TiB, 8388608 blocks: opened in {elapsed:?}");
+    assert!(elapsed.as_secs() < 20, "{elapsed:?}");
+    reader.read_at(size - MIB, &mut vec![1; MIB as usize]).expect("read");
+}
