@@ -36,13 +36,25 @@
     clippy::expect_used
 )]
 
+mod builder;
+mod check;
 mod codec;
+mod counters;
+mod editor;
 mod entry;
 mod header;
 mod reader;
+mod rebuild;
+mod references;
 mod snapshot;
+mod space;
+mod tables;
+mod writer;
 
+pub use builder::{Qcow2Builder, Qcow2Options, create};
+pub use check::{check, repair};
 pub use codec::Compression;
 pub use header::{BackingName, Qcow2Header};
 pub use reader::{Qcow2Reader, Qcow2Sources};
 pub use snapshot::Snapshot;
+pub use writer::Qcow2Writer;

@@ -13,6 +13,8 @@
 //! | type | use |
 //! |---|---|
 //! | [`VmdkReader`] | monolithic and split, flat and sparse, stream-optimized, delta links, ESX `COWD` and `SESPARSE`; read-only |
+//! | [`StreamOptimizedWriter`] | one pass in disk order, grains deflated on several cores: what goes into an OVA |
+//! | [`SparseBuilder`] | `monolithicSparse`, written in any order |
 //!
 //! **Invariants.** Grain tables are paged through a bounded cache. The names in a descriptor are a stranger's: a name
 //! that leaves the descriptor's directory is refused unless the caller allowed it, and opening is always the caller's
@@ -31,12 +33,18 @@
     clippy::expect_used
 )]
 
+mod builder;
 mod descriptor;
+mod layout;
 mod reader;
 mod sparse;
+mod stream;
 
+pub use builder::SparseBuilder;
 pub use descriptor::{ContentId, ExtentKind, ExtentLine, ExtentPaths, VmdkDescriptor};
+pub use layout::VmdkOptions;
 pub use reader::{ExtentOpener, NoExtents, VmdkReader, VmdkSources};
+pub use stream::StreamOptimizedWriter;
 
 /// Bytes of a sector, the unit of every number in a VMDK.
 const SECTOR_BYTES: u64 = 512;

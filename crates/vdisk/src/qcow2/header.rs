@@ -34,8 +34,6 @@ const KNOWN: u64 = DIRTY | CORRUPT | EXTERNAL_DATA | COMPRESSION_TYPE | EXTENDED
 
 /// Autoclear: the bitmaps extension is consistent.
 pub(super) const BITMAPS: u64 = 1;
-/// Autoclear: the external data file is a raw image by itself.
-pub(super) const RAW_EXTERNAL: u64 = 1 << 1;
 
 pub(super) const EXTENSION_BACKING_FORMAT: u32 = 0xe279_2aca;
 pub(super) const EXTENSION_FEATURES: u32 = 0x6803_f857;

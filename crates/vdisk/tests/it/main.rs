@@ -3,6 +3,8 @@
 mod convert;
 mod image;
 mod corpora;
+mod qcow2_hostile;
+mod qcow2_write;
 mod vhd;
 mod vhdx_read;
 mod qcow2_read;
@@ -13,3 +15,4 @@ mod vhdx_write;
 mod vhdx_crash;
 mod vhdx_hostile;
 mod vhdx_repair;
+mod vmdk_write;

@@ -163,7 +163,9 @@ fn a_chain_of_three_with_different_clusters_and_sizes_reads_through() {
         assert_eq!(alone.info().parent_paths, ["middle.qcow2"]);
         let extent = alone.extent_at(5 << 20, u64::MAX).expect("extent");
         assert_eq!(extent.kind, ExtentKind::InParent);
-        let error = alone.read_at(5 << 20, &mut [0; 512]).expect_err("no parent");
+        let error = alone
+            .read_at(5 << 20, &mut [0; 512])
+            .expect_err("no parent");
         assert_eq!(error.kind(), block::ErrorKind::NotFound);
     }
 }
