@@ -56,7 +56,7 @@ pub enum HeartbeatMode {
 }
 
 /// The times that leases live by, and how a dead process is told.
-#[derive(Clone, Copy)]
+#[derive(Debug, Clone, Copy)]
 pub struct LeaseTerms {
     /// Between two beats.
     pub interval_ms: u64,
@@ -95,7 +95,12 @@ pub struct LeaseRequest {
 impl LeaseRequest {
     /// For an operation that relies on nothing yet.
     pub fn new(kind: LeaseKind) -> Self {
-        Self { kind, reserved: None, points: Vec::new(), roots: Vec::new() }
+        Self {
+            kind,
+            reserved: None,
+            points: Vec::new(),
+            roots: Vec::new(),
+        }
     }
 }
 
@@ -173,7 +178,11 @@ impl Lease {
             partial: None,
             observed_generation: 0,
             claims: Vec::new(),
-            own_packs: if request.kind == LeaseKind::Backup { OWN_PACKS_BATCH } else { 0 },
+            own_packs: if request.kind == LeaseKind::Backup {
+                OWN_PACKS_BATCH
+            } else {
+                0
+            },
         };
         let state = LeaseState {
             body,
@@ -192,10 +201,16 @@ impl Lease {
         // The lease comes before the look at what is condemned: a generation that this look misses was condemned after
         // the lease was there, and waits for it.
         core.put_next_beat(&mut core.lock())?;
-        let mut lease = Self { core, heartbeat: None };
+        let mut lease = Self {
+            core,
+            heartbeat: None,
+        };
         lease.core.beat(BeatReason::News)?;
         if terms.heartbeat == HeartbeatMode::Thread {
-            lease.heartbeat = Some(Heartbeat::start(Arc::clone(&lease.core), terms.interval_ms)?);
+            lease.heartbeat = Some(Heartbeat::start(
+                Arc::clone(&lease.core),
+                terms.interval_ms,
+            )?);
         }
         Ok(lease)
     }
@@ -212,7 +227,11 @@ impl Lease {
 
     /// The error of the last beat, if it failed; the heartbeat goes on trying.
     pub fn last_error(&self) -> Option<String> {
-        self.core.lock().last_error.as_ref().map(ToString::to_string)
+        self.core
+            .lock()
+            .last_error
+            .as_ref()
+            .map(ToString::to_string)
     }
 
     /// Fails once somebody broke this lease.
@@ -262,10 +281,18 @@ impl Lease {
         self.check()?;
         let mut state = self.core.lock();
         if state.own_packs_used >= state.own_packs_durable {
-            let batch = state.own_packs_used.clamp(OWN_PACKS_BATCH, OWN_PACKS_BATCH_MAX);
-            let wanted = state.own_packs_used.saturating_add(batch).min(OWN_PACKS_MAX);
+            let batch = state
+                .own_packs_used
+                .clamp(OWN_PACKS_BATCH, OWN_PACKS_BATCH_MAX);
+            let wanted = state
+                .own_packs_used
+                .saturating_add(batch)
+                .min(OWN_PACKS_MAX);
             if wanted <= state.own_packs_used {
-                return Err(Error::new(ErrorKind::Refused, "a session may put no more packs"));
+                return Err(Error::new(
+                    ErrorKind::Refused,
+                    "a session may put no more packs",
+                ));
             }
             state.body.own_packs = state.body.own_packs.max(wanted);
             self.core.beat_locked(&mut state, BeatReason::Due)?;
@@ -314,7 +341,10 @@ impl LeaseCore {
     }
 
     fn lost_error(&self) -> Error {
-        Error::new(ErrorKind::Fenced, format!("lease {} was broken by another process", self.id))
+        Error::new(
+            ErrorKind::Fenced,
+            format!("lease {} was broken by another process", self.id),
+        )
     }
 
     fn beat(&self, reason: BeatReason) -> Result<()> {

@@ -60,6 +60,14 @@ impl ReadSession {
         self.lease.as_ref().map_or(Ok(()), Lease::check)
     }
 
+    /// Shows that this session lives, besides its regular heartbeat.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Fenced`] once the lease was broken, else what the store answered.
+    pub fn beat(&self) -> Result<()> {
+        self.lease.as_ref().map_or(Ok(()), Lease::beat)
+    }
+
     /// Ends the protection.
     ///
     /// # Errors

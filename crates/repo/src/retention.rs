@@ -21,11 +21,13 @@
 //!
 //! It does not read or write marks: the caller lists points before and puts `forgotten` marks after.
 
+mod execute;
 mod policy;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
+pub use execute::NameRetention;
 pub use policy::{
     CalendarSpan, MINIMUM_AGE_DEFAULT_MS, Period, PeriodRule, RetentionPolicy, RetentionTextError,
     RetentionZone, ZoneOffset,

@@ -99,6 +99,8 @@ struct Taken {
     lease: Arc<Lease>,
     reliance: Arc<Reliance>,
     key: PointKey,
+    /// The first number that was free when points were listed; the ones up to `key` were reserved by other leases.
+    first_free: u64,
     parent: Option<RecoveryPoint>,
 }
 
@@ -143,7 +145,7 @@ impl VersionSession {
             Ok(_) => true,
             Err(error) if error.kind() == store::ErrorKind::NotFound => false,
             Err(error) => return Err(error.into()),
-        };
+        } || !only_tombstones(vault.as_ref(), &taken)?;
         let parent_gone = match &taken.parent {
             Some(parent) => {
                 read_marks_of(vault.as_ref(), parent.key())?.visibility() != PointVisibility::Visible
@@ -315,6 +317,21 @@ impl VersionSession {
     }
 }
 
+/// Whether every number that was skipped is a fenced writer's: then no number is without a trace, and no point is newer than
+/// the parent.
+fn only_tombstones(vault: &crate::vault::Vault, taken: &Taken) -> Result<bool> {
+    for sequence in taken.first_free..taken.key.sequence {
+        let key = PointKey { name_id: taken.key.name_id, sequence };
+        match vault.get_any(&names::point(key)?, MAX_POINT_BYTES) {
+            Ok((ObjectKind::Tombstone, _)) => {}
+            Ok(_) => return Ok(false),
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(true)
+}
+
 /// Removes a lease that nobody else uses any more.
 fn give_back(lease: Arc<Lease>) -> Result<()> {
     match Arc::into_inner(lease) {
@@ -327,7 +344,17 @@ fn give_back(lease: Arc<Lease>) -> Result<()> {
 fn take_lease(repository: &Repository, name: &ProtectedName) -> Result<Taken> {
     let vault = repository.vault();
     let (parent, next) = catalog::newest_and_next(vault, repository.memory(), name)?;
-    let key = PointKey { name_id: vault.name_id(name), sequence: next };
+    let first_free = next;
+    let name_id = vault.name_id(name);
+    // A dead writer is fenced at the number that it reserved. This one takes the number behind it, so that it need not
+    // begin anew and can go on from what the dead one had made durable.
+    let reserved = list_leases(vault.as_ref())?
+        .iter()
+        .filter_map(|view| view.body.as_ref().ok().and_then(|body| body.reserved))
+        .filter(|reserved| reserved.name_id == name_id)
+        .map(|reserved| reserved.sequence.saturating_add(1))
+        .max();
+    let key = PointKey { name_id, sequence: next.max(reserved.unwrap_or(next)) };
     let index: Arc<Index> = repository.index()?;
     let reliance = Arc::new(Reliance::new(index));
     let mut request = LeaseRequest::new(LeaseKind::Backup);
@@ -340,7 +367,7 @@ fn take_lease(repository: &Repository, name: &ProtectedName) -> Result<Taken> {
     let observer = Arc::clone(&reliance) as Arc<dyn crate::lease::CondemnedObserver>;
     let terms = repository.lease_terms();
     let lease = Lease::acquire(access, vault.environment(), request, &terms, observer)?;
-    Ok(Taken { lease: Arc::new(lease), reliance, key, parent })
+    Ok(Taken { lease: Arc::new(lease), reliance, key, first_free, parent })
 }
 
 /// Refuses when another writer of the name lives, fences the dead ones; gives the partial version of a dead one.

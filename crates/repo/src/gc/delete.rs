@@ -1,0 +1,183 @@
+//! Carrying out a verdict, and putting the records of finished generations away.
+//!
+//! ```text
+//!   points ─► members of bundles ─► their marks ─► packs ─► condemned record ─► verdicts that a newer one covers
+//! ```
+//!
+//! **Invariants.** Every step can be done again from the start by anybody who reads the verdict. A point goes before its marks:
+//! the other way round it would be shown again after a crash. A bundle is written anew before the old one goes. The verdict
+//! with the highest number stays.
+
+use std::collections::BTreeSet;
+
+use store::list_all;
+
+use crate::access::ObjectAccess;
+use crate::format::{ObjectKind, PackKind};
+use crate::points::{Bundle, PointKey};
+use crate::vault::Vault;
+use crate::{BundleId, ErrorKind, PackId, Result, names};
+
+use super::records::{GenerationRecords, Retired, Verdict, VerdictOutcome, read_records};
+use super::report::{GcPhase, Quarantined};
+
+/// Most bytes of a bundle that are read.
+pub(crate) const BUNDLE_SIZE_BYTES_MAX: u64 = 64 << 20;
+
+/// Deletes what a verdict lists; counts the packs.
+pub(super) fn apply_verdict(
+    vault: &Vault,
+    verdict: &Verdict,
+    quarantined: &mut Vec<Quarantined>,
+) -> Result<GcPhase> {
+    let mut deleted = GcPhase::default();
+    if verdict.outcome == VerdictOutcome::Aborted {
+        return Ok(deleted);
+    }
+    drop_points(vault, &verdict.points, quarantined)?;
+    for pack in &verdict.packs {
+        delete_pack(vault, *pack, &mut deleted)?;
+    }
+    Ok(deleted)
+}
+
+fn delete_pack(vault: &Vault, pack: PackId, deleted: &mut GcPhase) -> Result<()> {
+    // The id does not say what the pack holds; to delete what is absent is no error.
+    for kind in PackKind::ALL {
+        let name = names::pack(kind, pack)?;
+        match vault.store().size(&name) {
+            Ok(size_bytes) => {
+                vault.store().delete(&name)?;
+                deleted.add(size_bytes);
+            }
+            Err(error) if error.kind() == store::ErrorKind::NotFound => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
+
+fn drop_points(
+    vault: &Vault,
+    points: &[PointKey],
+    quarantined: &mut Vec<Quarantined>,
+) -> Result<()> {
+    if points.is_empty() {
+        return Ok(());
+    }
+    for key in points {
+        vault.store().delete(&names::point(*key)?)?;
+    }
+    let gone: BTreeSet<PointKey> = points.iter().copied().collect();
+    for (id, bundle) in read_bundles(vault, quarantined)? {
+        let before = bundle.points.len();
+        let left: Vec<_> = bundle
+            .points
+            .iter()
+            .filter(|one| !gone.contains(&one.key))
+            .cloned()
+            .collect();
+        if left.len() == before {
+            continue;
+        }
+        if !left.is_empty() {
+            put_bundle(
+                vault,
+                &Bundle {
+                    points: left,
+                    ..bundle.clone()
+                },
+            )?;
+        }
+        vault.store().delete(&names::bundle(id)?)?;
+    }
+    for key in points {
+        let mut marks = Vec::new();
+        for entry in list_all(vault.store(), &names::marks_of(*key)?) {
+            marks.push(entry?.name);
+        }
+        for name in marks {
+            vault.store().delete(&name)?;
+        }
+    }
+    Ok(())
+}
+
+/// All readable bundles. A damaged one is left where it is.
+pub(crate) fn read_bundles(
+    vault: &Vault,
+    quarantined: &mut Vec<Quarantined>,
+) -> Result<Vec<(BundleId, Bundle)>> {
+    let mut bundles = Vec::new();
+    for entry in list_all(vault.store(), &names::bundles()?) {
+        let name = entry?.name;
+        let Some(id) = names::last_id::<BundleId>(&name) else {
+            continue;
+        };
+        match vault.get_json::<Bundle>(ObjectKind::Bundle, &name, BUNDLE_SIZE_BYTES_MAX) {
+            Ok(bundle) => bundles.push((id, bundle)),
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(error) if super::mark::is_damage(&error) => {
+                quarantined.push(Quarantined {
+                    object: name.to_string(),
+                    what: error.to_string(),
+                });
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(bundles)
+}
+
+/// Puts a bundle under a new id.
+pub(super) fn put_bundle(vault: &Vault, bundle: &Bundle) -> Result<BundleId> {
+    let id = BundleId::generate(vault.environment().random.as_ref())?;
+    vault.put_json(ObjectKind::Bundle, &names::bundle(id)?, bundle)?;
+    Ok(id)
+}
+
+/// The union of the retired tables of all readable verdicts.
+pub(crate) fn retired_points(access: &dyn ObjectAccess) -> Result<Retired> {
+    Ok(union_of_retired(&read_records(access)?))
+}
+
+pub(super) fn union_of_retired(records: &[GenerationRecords]) -> Retired {
+    let mut all = Retired::default();
+    for record in records {
+        if let Some(Ok(verdict)) = &record.verdict {
+            all.merge(&verdict.retired);
+        }
+    }
+    all
+}
+
+/// Deletes the condemned record of a generation whose verdict is carried out, then the verdicts that are no longer needed.
+pub(super) fn put_away(access: &dyn ObjectAccess, generation: u64) -> Result<()> {
+    access.store().delete(&names::condemned(generation)?)?;
+    let records = read_records(access)?;
+    let Some(newest) = records.last().map(|record| record.generation) else {
+        return Ok(());
+    };
+    for record in &records {
+        let Some(Ok(verdict)) = &record.verdict else {
+            continue;
+        };
+        if record.generation == newest || record.condemned.is_some() {
+            continue;
+        }
+        // Only verdicts that stay can cover it; the ones before it may have gone in this very loop.
+        let mut cover = Retired::default();
+        for later in records
+            .iter()
+            .filter(|later| later.generation > record.generation)
+        {
+            if let Some(Ok(later)) = &later.verdict {
+                cover.merge(&later.retired);
+            }
+        }
+        if cover.covers(&verdict.retired) {
+            access.store().delete(&names::verdict(record.generation)?)?;
+        }
+    }
+    Ok(())
+}
