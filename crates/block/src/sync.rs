@@ -188,6 +188,16 @@ pub struct SyncStats {
 }
 
 impl SyncStats {
+    /// What travels between the ends: the blocks that were sent, a hash for every leaf that was compared, and the hashes of
+    /// its blocks for every leaf that differed.
+    pub fn sent_bytes(&self) -> u64 {
+        let hash = std::mem::size_of::<crate::BlockHash>() as u64;
+        let blocks = self.sent_blocks.saturating_mul(crate::BLOCK_SIZE_BYTES);
+        let leaves = self.compared_leaves.saturating_mul(hash);
+        let described = self.changed_leaves.saturating_mul(hash * crate::FANOUT as u64);
+        blocks.saturating_add(leaves).saturating_add(described)
+    }
+
     /// Adds the counters of a part.
     pub fn add(&mut self, part: &Self) {
         self.read_bytes += part.read_bytes;

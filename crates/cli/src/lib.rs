@@ -1,6 +1,47 @@
-//! The operator's command line.
+//! The operator's command line: `hikae NOUN VERB`.
+//!
+//! ```text
+//!   arguments ─► args.rs (what was typed) ─► one file per verb ─► engine / repo / vdisk
+//!                                                 │
+//!                       stdout: a table or, with --json, one object     stderr: progress (terminal only), problems
+//! ```
+//!
+//! Exit codes are part of the interface and stand in [`exit`]. Nothing here decides policy; a verb resolves what was
+//! typed, calls one job, and prints its report.
 
-/// Runs the command line of this process.
-pub fn main() -> std::process::ExitCode {
-    std::process::ExitCode::SUCCESS
+mod args;
+mod disk;
+pub mod exit;
+mod image;
+mod keys;
+mod output;
+mod progress;
+mod repo;
+
+use clap::{CommandFactory, Parser};
+use std::process::ExitCode;
+
+/// Parses the arguments of this process and runs the verb.
+pub fn main() -> ExitCode {
+    let arguments = args::Arguments::parse();
+    let output = output::Output::new(arguments.json_mode());
+    match dispatch(&arguments, &output) {
+        Ok(code) => code.into(),
+        Err(error) => output.fail(&error).into(),
+    }
+}
+
+fn dispatch(arguments: &args::Arguments, output: &output::Output) -> anyhow::Result<exit::Exit> {
+    match &arguments.noun {
+        args::Noun::Quickstart(_) => anyhow::bail!("this verb is not in this build yet"),
+        args::Noun::Repo { verb } => repo::run(verb, output),
+        args::Noun::Disk { verb } => disk::run(verb, output),
+        args::Noun::Image { verb } => image::run(verb, output),
+        args::Noun::Debug { .. } => anyhow::bail!("this verb is not in this build yet"),
+        args::Noun::Completions { shell } => {
+            let mut command = args::Arguments::command();
+            clap_complete::generate(*shell, &mut command, "hikae", &mut std::io::stdout());
+            Ok(exit::Exit::Done)
+        }
+    }
 }

@@ -171,6 +171,8 @@ pub struct BackupReport {
     pub hashed_bytes: u64,
     /// Bytes known to be zero without reading.
     pub known_zero_bytes: u64,
+    /// What travelled from source to repository: blocks, and the hashes that were compared.
+    pub sent_bytes: u64,
     /// Blocks that the base does not have at their place.
     pub changed_blocks: u64,
     /// Blocks among them that the repository did not have anywhere.
@@ -485,6 +487,7 @@ fn commit(
         read_bytes: stats.read_bytes,
         hashed_bytes: stats.hashed_bytes,
         known_zero_bytes: stats.known_zero_bytes,
+        sent_bytes: stats.sent_bytes(),
         changed_blocks: stats.sent_blocks,
         stored_blocks: blobs.blocks_stored,
         stored_nodes: blobs.nodes_stored,

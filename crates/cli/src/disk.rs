@@ -1,0 +1,37 @@
+//! `hikae disk …`: versions of disks.
+
+mod backup;
+mod check;
+mod diff;
+mod list;
+mod restore;
+
+use crate::args::DiskVerb;
+use crate::exit::Exit;
+use crate::output::Output;
+
+/// Runs one verb.
+pub fn run(verb: &DiskVerb, output: &Output) -> anyhow::Result<Exit> {
+    match verb {
+        DiskVerb::Backup(arguments) => backup::run(arguments, output),
+        DiskVerb::List { repo, name, all } => {
+            list::run(repo, name.as_deref(), list::Scope::of(*all), output)
+        }
+        DiskVerb::Restore(arguments) => restore::run(arguments, output),
+        DiskVerb::Check {
+            repo,
+            image,
+            selector,
+            open,
+        } => check::run(repo, image, selector, open, output),
+        DiskVerb::Diff { repo, older, newer } => diff::run(repo, older, newer, output),
+        DiskVerb::Forget {
+            repo,
+            selector,
+            undo,
+        } => {
+            let _ = (repo, selector, undo);
+            anyhow::bail!("this verb is not in this build yet")
+        }
+    }
+}

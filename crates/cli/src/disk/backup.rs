@@ -1,0 +1,265 @@
+//! `hikae disk backup`: the next version of a name.
+//!
+//! The JSON object has at least `version`, `root`, `bytes_logical`, `bytes_read`, `bytes_hashed`, `bytes_sent`,
+//! `bytes_stored` and `seconds`.
+
+use std::path::Path;
+use std::time::Instant;
+
+use anyhow::{Context, bail};
+use block::sync::Unreadable;
+use block::{ByteRange, ChangedRanges};
+use engine::Tracking;
+use engine::job::backup_disk::{BackupReport, BackupRequest, backup_disk, plan_backup_disk};
+use engine::job::{JobContext, NoJournal};
+use engine::profile::profile_of;
+use repo::{ProtectedName, Repository};
+use serde::Serialize;
+
+use crate::args::BackupArgs;
+use crate::exit::Exit;
+use crate::image::open_image;
+use crate::keys;
+use crate::output::{Output, bytes, seconds};
+use crate::progress::{Bars, cancellation};
+
+#[derive(Serialize)]
+struct Report {
+    name: String,
+    version: u64,
+    point: String,
+    root: String,
+    parent: Option<u64>,
+    bytes_logical: u64,
+    bytes_read: u64,
+    bytes_hashed: u64,
+    bytes_sent: u64,
+    bytes_stored: u64,
+    blocks_changed: u64,
+    blocks_stored: u64,
+    nodes_stored: u64,
+    packs_stored: u64,
+    blocks_audited: u64,
+    tracking_lies: Vec<(u64, u64)>,
+    compared_everything_after_a_lie: bool,
+    unreadable: Vec<(u64, u64)>,
+    resumed: bool,
+    seconds: f64,
+}
+
+/// Runs the verb.
+pub fn run(arguments: &BackupArgs, output: &Output) -> anyhow::Result<Exit> {
+    let started = Instant::now();
+    let repository = keys::open(&arguments.repo)?;
+    let name = ProtectedName::new(arguments.name.clone())?;
+    let mut request = request(arguments, name.clone())?;
+    if let Some(seed) = &arguments.seed {
+        run_seed(&repository, &request, seed, arguments, output)?;
+    }
+    let image = open_image(&arguments.image, &arguments.open)?;
+    request.image = profile_of(&image.info());
+    if arguments.dry_run {
+        let plan = plan_backup_disk(&repository, &request, &image)?;
+        output.report(&plan, |plan| format!("Would {plan}.\n"))?;
+        return Ok(Exit::Done);
+    }
+    let done = run_one(&repository, &request, &image, output)?;
+    let report = report(done, started);
+    let has_findings = !report.tracking_lies.is_empty() || !report.unreadable.is_empty();
+    output.report(&report, text)?;
+    Ok(if has_findings {
+        Exit::Found
+    } else {
+        Exit::Done
+    })
+}
+
+fn run_one(
+    repository: &Repository,
+    request: &BackupRequest,
+    image: &vdisk::Image,
+    output: &Output,
+) -> anyhow::Result<BackupReport> {
+    let bars = Bars::new(output);
+    let cancel = cancellation();
+    let context = JobContext {
+        progress: &bars,
+        cancel: &cancel,
+        journal: &NoJournal,
+    };
+    let result = backup_disk(repository, request, image, context);
+    engine::Progress::end(&bars);
+    Ok(result?)
+}
+
+/// Makes a version of the seed first, so that the image itself only costs what differs from it.
+fn run_seed(
+    repository: &Repository,
+    request: &BackupRequest,
+    seed: &Path,
+    arguments: &BackupArgs,
+    output: &Output,
+) -> anyhow::Result<()> {
+    let image = open_image(seed, &arguments.open)?;
+    let seeding = BackupRequest {
+        image: profile_of(&image.info()),
+        tracking: None,
+        tracking_since: None,
+        ..request.clone()
+    };
+    if arguments.dry_run {
+        let plan = plan_backup_disk(repository, &seeding, &image)?;
+        output.note(&format!(
+            "Would first take {} as a version of its own: {plan}.",
+            seed.display()
+        ));
+        return Ok(());
+    }
+    let done = run_one(repository, &seeding, &image, output)?;
+    output.note(&format!(
+        "Seed {}: version {}@{}, {} stored.",
+        seed.display(),
+        done.name,
+        done.sequence,
+        bytes(done.stored_bytes)
+    ));
+    Ok(())
+}
+
+fn request(arguments: &BackupArgs, name: ProtectedName) -> anyhow::Result<BackupRequest> {
+    let mut request = BackupRequest::new(name);
+    request.session.threads = arguments.threads;
+    if arguments.tolerate_unreadable {
+        request.unreadable = Unreadable::Record;
+    }
+    if let Some(path) = &arguments.changed_ranges {
+        request.tracking = Some(Tracking {
+            changed: read_ranges(path)?,
+            audit_per_million: per_million(arguments.audit)?,
+            audit_seed: match arguments.audit_seed {
+                Some(seed) => seed,
+                None => random_seed()?,
+            },
+        });
+    }
+    if let Some(parent) = &arguments.parent {
+        let number = parent.rsplit('@').next().unwrap_or(parent);
+        let number = number
+            .parse()
+            .with_context(|| format!("`{parent}` is not a version number"))?;
+        request.tracking_since = Some(number);
+    }
+    Ok(request)
+}
+
+fn random_seed() -> anyhow::Result<u64> {
+    let mut seed = [0; 8];
+    repo::Random::fill(keys::environment().random.as_ref(), &mut seed)?;
+    Ok(u64::from_le_bytes(seed))
+}
+
+#[expect(
+    clippy::as_conversions,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "the share was checked to lie between 0 and 1"
+)]
+fn per_million(share: f64) -> anyhow::Result<u32> {
+    if !(0.0..=1.0).contains(&share) {
+        bail!("--audit takes a share between 0 and 1, not {share}");
+    }
+    Ok((share * 1_000_000.0).round() as u32)
+}
+
+/// Reads "OFFSET LENGTH" lines (`#` begins a comment), or a JSON array of `[offset, length]`.
+fn read_ranges(path: &Path) -> anyhow::Result<ChangedRanges> {
+    let text =
+        std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
+    let pairs: Vec<(u64, u64)> = if text.trim_start().starts_with('[') {
+        serde_json::from_str(&text)
+            .with_context(|| format!("{}: not an array of [offset, length]", path.display()))?
+    } else {
+        text.lines()
+            .enumerate()
+            .map(|(at, line)| (at, line.split('#').next().unwrap_or("").trim()))
+            .filter(|(_, line)| !line.is_empty())
+            .map(|(at, line)| {
+                range_line(line).with_context(|| format!("{}:{}", path.display(), at + 1))
+            })
+            .collect::<anyhow::Result<_>>()?
+    };
+    Ok(ChangedRanges::new(pairs.into_iter().map(
+        |(offset, length_bytes)| ByteRange {
+            offset,
+            length_bytes,
+        },
+    ))?)
+}
+
+fn range_line(line: &str) -> anyhow::Result<(u64, u64)> {
+    let mut words = line
+        .split(|c: char| c.is_whitespace() || c == ',')
+        .filter(|word| !word.is_empty());
+    match (words.next(), words.next(), words.next()) {
+        (Some(offset), Some(length), None) => Ok((offset.parse()?, length.parse()?)),
+        _ => bail!("`{line}` is not OFFSET LENGTH"),
+    }
+}
+
+fn report(done: BackupReport, started: Instant) -> Report {
+    Report {
+        name: done.name,
+        version: done.sequence,
+        point: done.point,
+        root: done.root,
+        parent: done.parent,
+        bytes_logical: done.length_bytes,
+        bytes_read: done.read_bytes,
+        bytes_hashed: done.hashed_bytes,
+        bytes_sent: done.sent_bytes,
+        bytes_stored: done.stored_bytes,
+        blocks_changed: done.changed_blocks,
+        blocks_stored: done.stored_blocks,
+        nodes_stored: done.stored_nodes,
+        packs_stored: done.packs,
+        blocks_audited: done.audited_blocks,
+        tracking_lies: done.lies,
+        compared_everything_after_a_lie: done.fell_back,
+        unreadable: done.unreadable,
+        resumed: done.resumed,
+        seconds: started.elapsed().as_secs_f64(),
+    }
+}
+
+fn text(report: &Report) -> String {
+    let upon = report.parent.map_or("initial copy".to_owned(), |parent| {
+        format!("compared with {}@{parent}", report.name)
+    });
+    let mut text = format!(
+        "{}@{}  {}  ({upon})\n  read {}, sent {}, stored {} in {}\n  root {}\n",
+        report.name,
+        report.version,
+        bytes(report.bytes_logical),
+        bytes(report.bytes_read),
+        bytes(report.bytes_sent),
+        bytes(report.bytes_stored),
+        seconds(report.seconds),
+        report.root,
+    );
+    if report.resumed {
+        text.push_str("  went on where an interrupted run had stopped\n");
+    }
+    if !report.tracking_lies.is_empty() {
+        text.push_str(&format!(
+            "  CHANGE TRACKING LIED: {} ranges that it called unchanged had changed; everything was compared instead\n",
+            report.tracking_lies.len()
+        ));
+    }
+    if !report.unreadable.is_empty() {
+        text.push_str(&format!(
+            "  DAMAGED SOURCE: {} ranges could not be read and are recorded as such\n",
+            report.unreadable.len()
+        ));
+    }
+    text
+}

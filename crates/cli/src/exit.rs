@@ -1,0 +1,69 @@
+//! Exit codes, for scripts. They never change their meaning.
+//!
+//! | code | meaning |
+//! |---|---|
+//! | 0 | done |
+//! | 1 | failed; standard error (or the JSON object) holds the problem |
+//! | 2 | the command line was not understood |
+//! | 3 | done, and something was found: a difference, damage, a store that is not fit |
+//! | 4 | busy: somebody else holds what is needed; try again later |
+//! | 5 | fenced: this writer was declared dead by gc or an operator and can no longer commit |
+
+use std::process::ExitCode;
+
+/// How a command ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exit {
+    /// All was done.
+    Done,
+    /// It failed.
+    Failed,
+    /// It was done, and found what an operator must look at.
+    Found,
+    /// Somebody else holds what is needed.
+    Busy,
+    /// This writer can no longer commit.
+    Fenced,
+}
+
+impl Exit {
+    /// How a failure ends the process: the deepest error that knows decides.
+    pub fn of(error: &(dyn std::error::Error + 'static)) -> Self {
+        let mut exit = Self::Failed;
+        let mut next = Some(error);
+        while let Some(at) = next {
+            if let Some(error) = at.downcast_ref::<engine::Error>() {
+                exit = match error.kind() {
+                    engine::ErrorKind::Busy => Self::Busy,
+                    engine::ErrorKind::Fenced => Self::Fenced,
+                    _ => exit,
+                };
+            } else if let Some(error) = at.downcast_ref::<repo::Error>() {
+                exit = match error.kind() {
+                    repo::ErrorKind::Busy => Self::Busy,
+                    repo::ErrorKind::Fenced => Self::Fenced,
+                    _ => exit,
+                };
+            }
+            next = at.source();
+        }
+        exit
+    }
+
+    /// The number that the process ends with.
+    pub const fn code(self) -> u8 {
+        match self {
+            Self::Done => 0,
+            Self::Failed => 1,
+            Self::Found => 3,
+            Self::Busy => 4,
+            Self::Fenced => 5,
+        }
+    }
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(exit.code())
+    }
+}
