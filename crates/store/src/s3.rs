@@ -237,11 +237,7 @@ impl Inner {
             .get(&Attribute::Metadata(PUT_ID_KEY.into()));
         let ours = match left {
             Some(left) => **left == id.to_string(),
-            None if there.meta.size
-                != u64::try_from(payload.content_length()).unwrap_or(u64::MAX) =>
-            {
-                false
-            }
+            None if usize::try_from(there.meta.size) != Ok(payload.content_length()) => false,
             None => {
                 let whole = self
                     .reader

@@ -12,6 +12,9 @@ pub const MAX_OBJECT_SIZE_BYTES: u64 = 1 << 30;
 /// Most entries of one [`ListPage`]; a larger limit is taken for this one.
 pub const MAX_PAGE_ENTRIES: usize = 10_000;
 
+/// Entries of the first page of [`list_all`]: many callers want no more than a few.
+const FIRST_PAGE_ENTRIES: usize = 1_000;
+
 /// One object of a listing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ListEntry {
@@ -135,6 +138,7 @@ pub fn list_all<'a>(store: &'a dyn Store, prefix: &Prefix) -> ListAll<'a> {
         prefix: prefix.clone(),
         page: VecDeque::new(),
         after: None,
+        limit: FIRST_PAGE_ENTRIES,
         state: ListState::More,
     }
 }
@@ -145,6 +149,7 @@ pub struct ListAll<'a> {
     prefix: Prefix,
     page: VecDeque<ListEntry>,
     after: Option<ObjectName>,
+    limit: usize,
     state: ListState,
 }
 
@@ -178,7 +183,9 @@ impl Iterator for ListAll<'_> {
 
 impl ListAll<'_> {
     fn next_page(&mut self) -> Result<()> {
-        let page = self.store.list(&self.prefix, self.after.as_ref(), 1_000)?;
+        let page = self
+            .store
+            .list(&self.prefix, self.after.as_ref(), self.limit)?;
         match &page.next_after {
             None => self.state = ListState::Finished,
             // A page that does not go forwards would be asked for for ever.
@@ -194,6 +201,8 @@ impl ListAll<'_> {
         }
         self.after = page.next_after;
         self.page = page.entries.into();
+        // Who goes on wants it all, and a large directory is read once for each page.
+        self.limit = MAX_PAGE_ENTRIES;
         Ok(())
     }
 }
