@@ -1,0 +1,10 @@
+//! What jobs promise, seen from outside: whole rounds over a repository in memory.
+
+#![expect(clippy::unwrap_used, reason = "what fails in a test fails the test")]
+
+mod backup;
+mod check;
+mod cost;
+mod interrupted;
+mod restore;
+mod support;
