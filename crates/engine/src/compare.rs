@@ -64,7 +64,7 @@ pub(crate) fn compare_with_tree(
     let mut stats = SyncStats::default();
     let mut steps = Steps::new(disk, tree, window);
     run_ordered(
-        Width::for_this_host(),
+        Width::of(None),
         || {
             context.cancel.check()?;
             steps.next()

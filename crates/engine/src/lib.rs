@@ -11,6 +11,7 @@
 //! - [`job`]: what jobs have in common; the jobs themselves are its submodules.
 //! - [`Progress`], [`Cancellation`]: how a caller watches a job and stops it.
 //! - [`Problem`]: an error as an operator needs it: code, cause, evidence, next command.
+//! - [`quickstart`]: the whole round on a sample disk.
 //!
 //! **Invariants.** A job either ends with its report, or fails having undone what it can and kept what can be resumed.
 //! Memory is bounded by the number of workers, never by the disk. Nothing here prints, and every clock is injected.
@@ -22,6 +23,7 @@ mod pipeline;
 mod problem;
 pub mod profile;
 mod progress;
+pub mod quickstart;
 mod transfer;
 
 pub use error::{Error, ErrorKind, Result};

@@ -73,13 +73,13 @@ pub(crate) struct Width {
 }
 
 impl Width {
-    /// One worker per core and one more, so that reading and computing overlap.
-    pub(crate) fn for_this_host() -> Self {
+    /// As many workers as wanted; one per core and one more when nothing is said, so that reading and computing overlap.
+    pub(crate) fn of(workers: Option<usize>) -> Self {
         let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
-        let workers = cores.min(16) + 1;
+        let workers = workers.unwrap_or(cores.min(16) + 1).clamp(1, 64);
         Self {
             workers,
-            window: workers * 2,
+            window: workers + 2,
         }
     }
 }

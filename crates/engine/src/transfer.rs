@@ -78,6 +78,8 @@ pub(crate) struct Transfer<'a> {
     pub context: JobContext<'a>,
     pub checkpoint_every: CheckpointEvery,
     pub clock: &'a dyn repo::Clock,
+    /// Threads that read, hash and compress; chosen when absent.
+    pub workers: Option<usize>,
 }
 
 /// What arrived.
@@ -185,7 +187,7 @@ impl<'a> Transfer<'a> {
             .progress
             .begin("audit of change tracking", None);
         let result = run_ordered(
-            Width::for_this_host(),
+            Width::of(self.workers),
             || {
                 self.context.cancel.check()?;
                 Ok(plan.next_task())
@@ -255,7 +257,7 @@ impl<'a> Transfer<'a> {
         let mut pace = Pace::new(self.checkpoint_every, self.clock);
         self.context.progress.begin("disk", Some(length));
         let result = run_ordered(
-            Width::for_this_host(),
+            Width::of(self.workers),
             || {
                 self.context.cancel.check()?;
                 plan.next_step(self.source).map_err(source_failed)

@@ -55,6 +55,8 @@ pub struct BackupRequest {
     pub tracking_token: Option<String>,
     /// How often progress is made durable.
     pub checkpoint_every: CheckpointEvery,
+    /// Threads that read, hash and compress; chosen when absent.
+    pub workers: Option<usize>,
     /// How the session is begun.
     pub session: BeginOptions,
 }
@@ -74,6 +76,7 @@ impl BackupRequest {
             source: UnknownFields::new(),
             tracking_token: None,
             checkpoint_every: CheckpointEvery::default(),
+            workers: None,
             session: BeginOptions::default(),
         }
     }
@@ -382,6 +385,7 @@ fn transfer(
         context,
         checkpoint_every: request.checkpoint_every,
         clock: clock.as_ref(),
+        workers: request.workers,
     };
     transfer.run(&mut |tree| Ok(session.checkpoint(version(request, tree))?))
 }

@@ -6,5 +6,6 @@ mod backup;
 mod check;
 mod cost;
 mod interrupted;
+mod quickstart;
 mod restore;
 mod support;
