@@ -58,7 +58,7 @@ impl Qcow2Options {
         if !self.cluster_bytes.is_power_of_two() || !(9..=21).contains(&cluster_bits) {
             return Err(invalid(format!("clusters of {} bytes", self.cluster_bytes)));
         }
-        if self.size_bytes % 512 != 0 || self.size_bytes > i64::MAX.unsigned_abs() {
+        if !self.size_bytes.is_multiple_of(512) || self.size_bytes > i64::MAX.unsigned_abs() {
             return Err(invalid(format!("a disk of {} bytes", self.size_bytes)));
         }
         let incompatible = match self.compression {

@@ -16,7 +16,7 @@ use super::header::{self, Qcow2Header, clusters_in_file};
 use super::rebuild::{self, MAX_WINDOWS, OwnedBits, WINDOW_CLUSTERS};
 use super::references::{self, Counters, Holder, Met, Reference};
 use crate::field::{be64, index};
-use crate::{CheckReport, Error, ErrorKind, RepairMode, Result, Severity};
+use crate::{CheckReport, Error, ErrorKind, Finding, RepairMode, Result, Severity};
 
 /// The cluster is a table or the header: nothing else may refer to it.
 const EXCLUSIVE: u8 = 1;
@@ -283,17 +283,15 @@ fn judge_owned(
 /// parent's.
 ///
 /// # Errors
-/// `Corrupt` when there is damage and the mode is [`RepairMode::Lossless`], or damage outside L1 and L2 tables.
+/// `Corrupt` when there is damage and the mode is [`RepairMode::Lossless`], or damage outside L1 and L2 tables: counters are then
+/// right, and the marks stay.
 pub fn repair(file: &dyn WriteAt, mode: RepairMode) -> Result<CheckReport> {
     let mut header = Qcow2Header::read(file)?;
     let report = check_with(&header, file)?;
     if report.worst.is_none() {
         return Ok(report);
     }
-    let real_damage = report
-        .findings
-        .iter()
-        .any(|finding| finding.severity == Severity::Damage && finding.offset != Some(72));
+    let real_damage = report.findings.iter().any(is_real_damage);
     if real_damage || (report.unlisted > 0 && report.worst == Some(Severity::Damage)) {
         if mode == RepairMode::Lossless {
             return Err(Error::corrupt(
@@ -303,8 +301,23 @@ pub fn repair(file: &dyn WriteAt, mode: RepairMode) -> Result<CheckReport> {
         drop_impossible(&header, file)?;
     }
     rebuild::rebuild(file, &mut header, OwnedBits::Corrected)?;
+    let after = check_with(&Qcow2Header::read(file)?, file)?;
+    let left = after
+        .findings
+        .iter()
+        .find(|finding| is_real_damage(finding));
+    if let Some(finding) = left {
+        return Err(Error::corrupt(format!(
+            "qcow2: damage that no repair undoes: {finding}"
+        )));
+    }
     set_incompatible(file, &mut header, !(header::DIRTY | header::CORRUPT))?;
     Ok(report)
+}
+
+/// Damage other than the mark that says so, which lies in the header.
+fn is_real_damage(finding: &Finding) -> bool {
+    finding.severity == Severity::Damage && finding.offset != Some(72)
 }
 
 /// Keeps only the incompatible feature bits in `mask`, durably.

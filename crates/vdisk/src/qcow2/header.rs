@@ -373,7 +373,12 @@ impl Qcow2Header {
     }
 
     pub(super) fn l2_entries(&self) -> u64 {
-        self.cluster_bytes() / if self.has_extended_l2() { 16 } else { 8 }
+        let bytes = self.cluster_bytes();
+        if self.has_extended_l2() {
+            bytes / 16
+        } else {
+            bytes / 8
+        }
     }
 
     /// Guest bytes under one L2 table.

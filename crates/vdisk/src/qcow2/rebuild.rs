@@ -20,8 +20,8 @@ use crate::{Error, ErrorKind, Result};
 
 /// Counters held at once: 32 MiB of memory, 512 GiB of file with default clusters.
 pub(super) const WINDOW_CLUSTERS: u64 = 8 << 20;
-/// Windows that a file may need before it is refused.
-pub(super) const MAX_WINDOWS: u64 = 4096;
+/// Windows that a file may need before it is refused: 128 TiB of file with default clusters.
+pub(super) const MAX_WINDOWS: u64 = 256;
 
 /// What to do with owned bits that contradict the counters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -20,6 +20,8 @@ use crate::{Error, ErrorKind, Result};
 
 const MAX_BITMAPS: u32 = 65_535;
 const MAX_DIRECTORY_BYTES: u64 = 64 << 20;
+/// Greatest table of one bitmap: enough for a bit per 4 KiB of the largest disk.
+const MAX_BITMAP_TABLE_ENTRIES: u64 = 4 << 20;
 
 /// What holds a reference.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -317,6 +319,9 @@ impl<F: FnMut(Met) -> Result<()>> Walk<'_, F> {
     }
 
     fn bitmap_table(&mut self, offset: u64, entries: u64) -> Result<()> {
+        if entries > MAX_BITMAP_TABLE_ENTRIES {
+            return self.broken(None, format!("bitmap table of {entries} entries"));
+        }
         self.plain(offset, entries.saturating_mul(8), Holder::Bitmap)?;
         let Some(table) = self.table(offset, entries, "bitmap table")? else {
             return Ok(());

@@ -8,6 +8,7 @@
 //! are kept in memory up to 16 MiB and written to both places when they leave it.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use block::{Extent, ExtentKind, ReadAt, WriteAt};
@@ -214,14 +215,14 @@ impl SparseBuilder {
 
     fn write(&self, offset: u64, buffer: &[u8]) -> Result<()> {
         self.check_range(offset, bytes(buffer.len()))?;
-        let mut plan: Vec<(u64, &[u8])> = Vec::new();
-        let mut at = offset;
-        let mut rest = buffer;
-        while !rest.is_empty() {
+        let mut plan: Vec<(u64, Range<usize>)> = Vec::new();
+        let mut from = 0usize;
+        while from < buffer.len() {
+            let at = offset.saturating_add(bytes(from));
             let within = at % GRAIN_BYTES;
-            let room = GRAIN_BYTES.saturating_sub(within);
-            let (head, tail) = rest.split_at(index(room).min(rest.len()));
-            let zero = is_zero(head);
+            let room = index(GRAIN_BYTES.saturating_sub(within));
+            let to = from.saturating_add(room).min(buffer.len());
+            let zero = is_zero(buffer.get(from..to).unwrap_or_default());
             let mut state = self.lock();
             let host = if zero {
                 self.host(&mut state, at)?
@@ -229,38 +230,23 @@ impl SparseBuilder {
                 Some(self.host_or_new(&mut state, at)?)
             };
             drop(state);
-            if let Some(host) = host {
-                plan.push((host.saturating_add(within), head));
-            }
-            at = at.saturating_add(bytes(head.len()));
-            rest = tail;
-        }
-        // New grains lie one behind the other: neighbours in the buffer go out as one write.
-        let mut from = 0usize;
-        let mut pending: Option<(u64, usize)> = None;
-        for (host, part) in plan {
-            let part_at = part.as_ptr().addr().saturating_sub(buffer.as_ptr().addr());
-            match pending {
-                Some((start, behind))
-                    if behind == part_at
-                        && start.saturating_add(bytes(behind.saturating_sub(from))) == host =>
-                {
-                    pending = Some((start, part_at.saturating_add(part.len())));
-                }
-                other => {
-                    self.write_out(other, from, buffer)?;
-                    from = part_at;
-                    pending = Some((host, part_at.saturating_add(part.len())));
+            if let Some(host) = host.map(|host| host.saturating_add(within)) {
+                // New grains lie one behind the other: neighbours in the buffer go out as one write.
+                match plan.last_mut() {
+                    Some((start, range))
+                        if range.end == from
+                            && start.saturating_add(bytes(range.len())) == host =>
+                    {
+                        range.end = to;
+                    }
+                    _ => plan.push((host, from..to)),
                 }
             }
+            from = to;
         }
-        self.write_out(pending, from, buffer)
-    }
-
-    fn write_out(&self, pending: Option<(u64, usize)>, from: usize, buffer: &[u8]) -> Result<()> {
-        if let Some((host, behind)) = pending {
+        for (host, range) in plan {
             self.file
-                .write_at(host, buffer.get(from..behind).unwrap_or_default())?;
+                .write_at(host, buffer.get(range).unwrap_or_default())?;
         }
         Ok(())
     }

@@ -43,7 +43,9 @@ impl VmdkOptions {
                 format!("vmdk creation: {text}"),
             ))
         };
-        if self.size_bytes == 0 || self.size_bytes % SECTOR_BYTES != 0 || self.size_bytes > 2 << 40
+        if self.size_bytes == 0
+            || !self.size_bytes.is_multiple_of(SECTOR_BYTES)
+            || self.size_bytes > 2 << 40
         {
             return invalid(format!("a disk of {} bytes", self.size_bytes));
         }

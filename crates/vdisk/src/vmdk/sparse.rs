@@ -513,7 +513,7 @@ fn read_footer(file: &dyn ReadAt) -> Result<[u8; 512]> {
             format!("vmdk stream-optimized footer: {detail}"),
         )
     };
-    let end = file.size_bytes() / SECTOR_BYTES * SECTOR_BYTES;
+    let end = file.size_bytes() & !511;
     let start = end
         .checked_sub(3 * SECTOR_BYTES)
         .ok_or_else(|| incomplete("the file is too short"))?;

@@ -155,7 +155,7 @@ fn mutations_of_built_images_never_panic_hang_or_grow() {
             None,
             &[0..112, 0..112, cluster..4 * cluster, 0..image.len()],
             seed,
-            700,
+            2000,
         );
     }
 }
@@ -194,7 +194,7 @@ fn mutations_of_what_qemu_writes_never_panic_hang_or_grow() {
             cluster..(6 * cluster).min(image.len()),
             0..image.len(),
         ];
-        torment(&image, data.as_deref(), &hot, seed, 400);
+        torment(&image, data.as_deref(), &hot, seed, 1000);
     }
 }
 

@@ -584,77 +584,155 @@ fn an_image_with_a_persistent_bitmap_is_written_and_the_bitmap_is_given_up() {
     check_clean(at, "image.qcow2");
 }
 
-/// Three flushed generations of a small image, the last of them cut at every operation.
-#[test]
-fn whatever_write_power_is_cut_at_flushed_bytes_stay_and_counters_cover_references() {
-    let size = 64 << 10;
-    let image = Arc::new(MemoryFile::new());
-    let options = Qcow2Options {
-        cluster_bytes: 512,
-        compression: Some(Compression::Zlib),
-        ..Qcow2Options::new(size)
-    };
-    let builder = Qcow2Builder::create(image.clone(), &options, None).expect("create");
-    let first = contents(141, 20_000);
-    builder.write_at(0, &first).expect("write");
-    builder.finish().expect("finish");
-    let mut before = first.clone();
-    before.resize(size as usize, 0);
+/// One flushed write of a story: offset, length, byte.
+type Told = (usize, usize, u8);
 
-    let story = |file: Arc<CrashFile>, done: &mut Vec<(usize, usize, u8)>| -> block::Result<()> {
+/// Plays a story on a writer whose power is cut at every operation, under every kind of loss.
+/// Returns what the whole story leaves.
+fn cut_everywhere(image: &MemoryFile, before: &[u8], story: &[Told], step: u64) -> MemoryFile {
+    let tell = |file: Arc<CrashFile>, flushed: &mut usize| -> block::Result<()> {
         let writer = Qcow2Writer::open(file, None)?;
-        for (at, length, byte) in [
-            (100usize, 1000usize, 1u8),
-            (30_000, 3000, 2),
-            (5000, 512, 0),
-            (40_960, 4096, 3),
-            (0, 20_000, 0),
-            (50_000, 700, 4),
-        ] {
-            writer.write_at(at as u64, &vec![byte; length])?;
+        for (at, length, byte) in story {
+            writer.write_at(*at as u64, &vec![*byte; *length])?;
             writer.flush()?;
-            done.push((at, length, byte));
+            *flushed += 1;
         }
         Ok(writer.finish()?)
     };
-    let whole = Arc::new(CrashFile::new(&image, None));
-    let mut writes = Vec::new();
-    story(whole.clone(), &mut writes).expect("uncut");
+    let whole = Arc::new(CrashFile::new(image, None));
+    tell(whole.clone(), &mut 0).expect("uncut");
     let total = whole.operations();
-    assert!(total > 40, "{total} operations");
-    for cut in 0..total {
+    assert!(total > 30, "{total} operations");
+    for cut in (0..total).step_by(step as usize) {
         for loss in [
             Loss::Everything,
             Loss::Nothing,
             Loss::Subset { seed: cut },
             Loss::Torn { seed: cut },
         ] {
-            let crash = Arc::new(CrashFile::new(&image, Some(cut)));
-            let mut flushed = Vec::new();
-            let error = story(crash.clone(), &mut flushed).expect_err("cut");
+            let crash = Arc::new(CrashFile::new(image, Some(cut)));
+            let mut flushed = 0;
+            let error = tell(crash.clone(), &mut flushed).expect_err("cut");
             assert_eq!(error.kind(), block::ErrorKind::Io, "cut {cut}: {error}");
             let survivor = crash.survivors(loss).expect("survivors");
             let what = format!("cut {cut}, {loss:?}");
             let report = qcow2::check(&survivor).unwrap_or_else(|error| panic!("{what}: {error}"));
             assert!(report.is_clean(), "{what}: {:?}", report.findings);
             let disk = Qcow2Reader::open(Arc::new(survivor), None).expect("open");
-            let mut got = vec![0; size as usize];
+            let mut got = vec![0; before.len()];
             disk.read_at(0, &mut got)
                 .unwrap_or_else(|error| panic!("{what}: {error}"));
-            assert_is_a_prefix(&got, &before, &writes, flushed.len(), &what);
+            assert_is_a_prefix(&got, before, story, flushed, &what);
         }
+    }
+    whole.survivors(Loss::Nothing).expect("the end")
+}
+
+#[test]
+fn whatever_write_power_is_cut_at_flushed_bytes_stay_and_counters_cover_references() {
+    let size = 64 << 10;
+    let image = Arc::new(MemoryFile::new());
+    let compression = Some(Compression::Zlib);
+    let options = Qcow2Options {
+        cluster_bytes: 512,
+        compression,
+        ..Qcow2Options::new(size)
+    };
+    let builder = Qcow2Builder::create(image.clone(), &options, None).expect("create");
+    let mut before = contents(141, 20_000);
+    builder.write_at(0, &before).expect("write");
+    builder.finish().expect("finish");
+    before.resize(size as usize, 0);
+    let story = [
+        (100, 1000, 1),
+        (30_000, 3000, 2),
+        (5000, 512, 0),
+        (40_960, 4096, 3),
+        (0, 20_000, 0),
+        (50_000, 700, 4),
+    ];
+    cut_everywhere(&image, &before, &story, 1);
+}
+
+#[test]
+fn power_is_cut_while_counter_blocks_and_the_counter_table_grow() {
+    if !has_qemu() {
+        return;
+    }
+    let directory = tempfile::tempdir().expect("tempdir");
+    let at = directory.path();
+    // 64 counters per block, 64 blocks per table cluster: the table is full at 2 MiB.
+    qemu_img(
+        at,
+        "create -q -f qcow2 -o cluster_size=512,refcount_bits=64 image.qcow2 3M",
+    );
+    let image = MemoryFile::from_bytes(&std::fs::read(at.join("image.qcow2")).expect("read"));
+    let story: Vec<Told> = (0..5)
+        .map(|number| (number * 500_000, 450_000, 1 + number as u8))
+        .collect();
+    let end = cut_everywhere(&image, &vec![0; 3 << 20], &story, 7);
+    let (mut old, mut new) = ([0; 12], [0; 12]);
+    image.read_at(48, &mut old).expect("read");
+    end.read_at(48, &mut new).expect("read");
+    assert_ne!(old, new, "the counter table was not replaced");
+}
+
+#[test]
+fn power_is_cut_while_clusters_shared_with_a_snapshot_are_copied() {
+    if !has_qemu() {
+        return;
+    }
+    let directory = tempfile::tempdir().expect("tempdir");
+    let at = directory.path();
+    let disk = contents(142, 256 << 10);
+    std::fs::write(at.join("disk.raw"), &disk).expect("write");
+    qemu_img(
+        at,
+        "convert -f raw -O qcow2 -o cluster_size=4096 disk.raw image.qcow2",
+    );
+    qemu_img(at, "snapshot -c s image.qcow2");
+    let image = MemoryFile::from_bytes(&std::fs::read(at.join("image.qcow2")).expect("read"));
+    let story = [
+        (1000, 9000, 1),
+        (100_000, 50_000, 0),
+        (200_000, 30_000, 2),
+        (1000, 500, 3),
+    ];
+    cut_everywhere(&image, &disk, &story, 1);
+}
+
+#[test]
+fn an_old_overlay_without_zero_clusters_is_written_and_zeroed() {
+    if !has_qemu() {
+        return;
+    }
+    let directory = tempfile::tempdir().expect("tempdir");
+    let at = directory.path();
+    let base = contents(143, 2 << 20);
+    std::fs::write(at.join("base.raw"), &base).expect("write");
+    for options in ["compat=0.10", "compat=1.1,cluster_size=4096"] {
+        qemu_img(
+            at,
+            &format!("create -q -f qcow2 -b base.raw -F raw -o {options} over.qcow2 3M"),
+        );
+        let mut model = base.clone();
+        model.resize(3 << 20, 0);
+        let parent = Some(open(&at.join("base.raw")));
+        let writer =
+            Qcow2Writer::open(open_writable(&at.join("over.qcow2")), parent).expect("open");
+        scribble(&writer, &mut model, &mut Numbers::new(17), 60);
+        model[500_000..900_000].fill(0);
+        writer.zero_range(500_000, 400_000).expect("zero");
+        assert_reads_as(&writer, &model, options);
+        writer.finish().expect("finish");
+        check_clean(at, "over.qcow2");
+        assert!(raw_of(at, "over.qcow2", "qcow2") == model, "{options}");
     }
 }
 
 /// The disk is the state after the flushed writes, with the next one in any part, or after more.
 #[track_caller]
-fn assert_is_a_prefix(
-    got: &[u8],
-    before: &[u8],
-    writes: &[(usize, usize, u8)],
-    flushed: usize,
-    what: &str,
-) {
+fn assert_is_a_prefix(got: &[u8], before: &[u8], writes: &[Told], flushed: usize, what: &str) {
     let mut state = before.to_vec();
     for next in 0..=writes.len() {
         let range = writes
