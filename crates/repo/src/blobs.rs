@@ -17,9 +17,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use std::thread::JoinHandle;
 
+use block::geometry::NODE_SIZE_BYTES;
 use block::tree::{Node, NodeSink};
 use block::{BlockHash, NodeHash};
-use block::geometry::NODE_SIZE_BYTES;
 
 use crate::access::ObjectAccess;
 use crate::compress;
@@ -94,15 +94,26 @@ pub(crate) struct Reliance {
 
 impl Reliance {
     pub(crate) fn new(index: Arc<Index>) -> Self {
-        Self { index, gate: RwLock::new(()), packs: Mutex::new(HashSet::new()) }
+        Self {
+            index,
+            gate: RwLock::new(()),
+            packs: Mutex::new(HashSet::new()),
+        }
     }
 
     /// Whether a blob is there; if so, it is counted on from now on.
     fn rely_on(&self, name: &BlobName, write: &WriteKey) -> Result<bool> {
         let _open = self.gate.read().unwrap_or_else(PoisonError::into_inner);
-        let Some(place) = self.index.find_for_reuse(name, write.id)? else { return Ok(false) };
-        let Some(row) = self.index.pack(place.pack) else { return Ok(false) };
-        self.packs.lock().unwrap_or_else(PoisonError::into_inner).insert(row.id);
+        let Some(place) = self.index.find_for_reuse(name, write.id)? else {
+            return Ok(false);
+        };
+        let Some(row) = self.index.pack(place.pack) else {
+            return Ok(false);
+        };
+        self.packs
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(row.id);
         Ok(true)
     }
 }
@@ -112,7 +123,11 @@ impl CondemnedObserver for Reliance {
         let _closed = self.gate.write().unwrap_or_else(PoisonError::into_inner);
         self.index.condemn(generation, packs);
         let relied = self.packs.lock().unwrap_or_else(PoisonError::into_inner);
-        packs.iter().copied().filter(|id| relied.contains(id)).collect()
+        packs
+            .iter()
+            .copied()
+            .filter(|id| relied.contains(id))
+            .collect()
     }
 }
 
@@ -154,7 +169,9 @@ struct Queue {
 
 impl Queue {
     fn check(&self) -> Result<()> {
-        self.failed.as_ref().map_or(Ok(()), |error| Err(error.again()))
+        self.failed
+            .as_ref()
+            .map_or(Ok(()), |error| Err(error.again()))
     }
 }
 
@@ -180,7 +197,10 @@ impl BlobWriter {
         });
         let mut writer = Self {
             shared,
-            open: Mutex::new(OpenPacks { data: None, node: None }),
+            open: Mutex::new(OpenPacks {
+                data: None,
+                node: None,
+            }),
             threads: Vec::new(),
         };
         for _ in 0..threads.clamp(1, MAX_IN_FLIGHT) {
@@ -219,7 +239,11 @@ impl BlobWriter {
     /// [`ErrorKind::Invalid`] when the length is not the kind's.
     pub fn encode(&self, name: BlobName, plain: &[u8]) -> Result<EncodedBlob> {
         if plain.len() != name.plain_len() {
-            let what = format!("{name}: {} bytes instead of {}", plain.len(), name.plain_len());
+            let what = format!(
+                "{name}: {} bytes instead of {}",
+                plain.len(),
+                name.plain_len()
+            );
             return Err(Error::new(ErrorKind::Invalid, what));
         }
         let (codec, bytes) = compress::compress(self.shared.compression, plain)?;
@@ -256,7 +280,11 @@ impl BlobWriter {
         pack.push(blob)?;
         self.shared.pending().insert(blob.name, pack.pack_id());
         let counters = &self.shared.counters;
-        let count = if kind == PackKind::Data { &counters.blocks } else { &counters.nodes };
+        let count = if kind == PackKind::Data {
+            &counters.blocks
+        } else {
+            &counters.nodes
+        };
         count.fetch_add(1, Ordering::Relaxed);
         let plain = u64::try_from(blob.name.plain_len()).unwrap_or(0);
         counters.plain_bytes.fetch_add(plain, Ordering::Relaxed);
@@ -361,7 +389,10 @@ impl Shared {
             if queue.waiting.len() + queue.sealing < MAX_IN_FLIGHT {
                 break;
             }
-            queue = self.changed.wait(queue).unwrap_or_else(PoisonError::into_inner);
+            queue = self
+                .changed
+                .wait(queue)
+                .unwrap_or_else(PoisonError::into_inner);
         }
         queue.waiting.push(pack);
         drop(queue);
@@ -377,7 +408,10 @@ impl Shared {
             if queue.waiting.is_empty() && queue.sealing == 0 {
                 return Ok(());
             }
-            queue = self.changed.wait(queue).unwrap_or_else(PoisonError::into_inner);
+            queue = self
+                .changed
+                .wait(queue)
+                .unwrap_or_else(PoisonError::into_inner);
         }
     }
 
@@ -389,7 +423,10 @@ impl Shared {
                 if queue.closing {
                     return;
                 }
-                queue = self.changed.wait(queue).unwrap_or_else(PoisonError::into_inner);
+                queue = self
+                    .changed
+                    .wait(queue)
+                    .unwrap_or_else(PoisonError::into_inner);
                 continue;
             }
             let pack = queue.waiting.remove(0);
@@ -426,7 +463,9 @@ impl Shared {
         }
         drop(pending);
         let size = u64::try_from(sealed.bytes.len()).unwrap_or(0);
-        self.counters.stored_bytes.fetch_add(size, Ordering::Relaxed);
+        self.counters
+            .stored_bytes
+            .fetch_add(size, Ordering::Relaxed);
         self.counters.packs.fetch_add(1, Ordering::Relaxed);
         self.put_early_segment()?;
         Ok((directory, sealed.bytes))
@@ -436,8 +475,16 @@ impl Shared {
     fn put_early_segment(&self) -> Result<()> {
         let ready = {
             let mut queue = self.queue();
-            let bytes: usize = queue.directories.iter().map(PackDirectory::encoded_bytes).sum();
-            if bytes < SEGMENT_TARGET_BYTES { Vec::new() } else { std::mem::take(&mut queue.directories) }
+            let bytes: usize = queue
+                .directories
+                .iter()
+                .map(PackDirectory::encoded_bytes)
+                .sum();
+            if bytes < SEGMENT_TARGET_BYTES {
+                Vec::new()
+            } else {
+                std::mem::take(&mut queue.directories)
+            }
         };
         if !ready.is_empty() {
             put_segment(&self.vault, Vec::new(), ready)?;

@@ -36,7 +36,10 @@ pub struct PointRecord {
 #[derive(Debug)]
 pub(crate) enum PlaceState {
     /// A point, and the exact form that it was committed in.
-    Point { point: Box<RecoveryPoint>, signed: SignedPoint },
+    Point {
+        point: Box<RecoveryPoint>,
+        signed: SignedPoint,
+    },
     /// A fenced writer's tombstone.
     Tombstone,
     /// Something that cannot be read.
@@ -84,7 +87,11 @@ impl Whose {
 }
 
 /// Lists places.
-pub(crate) fn list_points(vault: &Vault, memory: &PointMemory, whose: Whose) -> Result<PointListing> {
+pub(crate) fn list_points(
+    vault: &Vault,
+    memory: &PointMemory,
+    whose: Whose,
+) -> Result<PointListing> {
     let mut listing = PointListing::default();
     let prefix = match whose {
         Whose::All => names::points()?,
@@ -93,10 +100,14 @@ pub(crate) fn list_points(vault: &Vault, memory: &PointMemory, whose: Whose) -> 
     // Single points first, bundles second: a point that moves meanwhile is seen at least once.
     for entry in list_all(vault.store(), &prefix) {
         let object = entry?.name;
-        let Some(key) = names::parse_point(&object) else { continue };
+        let Some(key) = names::parse_point(&object) else {
+            continue;
+        };
         match read_place(vault, memory, key, &object) {
             Ok(Some(state)) => {
-                listing.places.insert(key, PointPlace { key, object, state });
+                listing
+                    .places
+                    .insert(key, PointPlace { key, object, state });
             }
             Ok(None) => {}
             Err(error) => return Err(error),
@@ -104,7 +115,9 @@ pub(crate) fn list_points(vault: &Vault, memory: &PointMemory, whose: Whose) -> 
     }
     for entry in list_all(vault.store(), &names::bundles()?) {
         let object = entry?.name;
-        let Some(id) = names::last_id::<BundleId>(&object) else { continue };
+        let Some(id) = names::last_id::<BundleId>(&object) else {
+            continue;
+        };
         let bundle = match read_bundle(vault, memory, id) {
             Ok(bundle) => bundle,
             Err(error) => {
@@ -115,11 +128,19 @@ pub(crate) fn list_points(vault: &Vault, memory: &PointMemory, whose: Whose) -> 
                 continue;
             }
         };
-        for member in bundle.points.iter().filter(|member| whose.includes(member.key)) {
+        for member in bundle
+            .points
+            .iter()
+            .filter(|member| whose.includes(member.key))
+        {
             let known = listing.places.get(&member.key).map(|place| &place.state);
             if known.is_none_or(|state| matches!(state, PlaceState::Damaged(_))) {
                 let state = judge(vault, &object, member.key, &member.point);
-                let place = PointPlace { key: member.key, object: object.clone(), state };
+                let place = PointPlace {
+                    key: member.key,
+                    object: object.clone(),
+                    state,
+                };
                 listing.places.insert(member.key, place);
             }
         }
@@ -142,17 +163,27 @@ fn read_place(
     key: PointKey,
     object: &ObjectName,
 ) -> Result<Option<PlaceState>> {
-    let kept = memory.points.lock().unwrap_or_else(PoisonError::into_inner).get(&key).cloned();
+    let kept = memory
+        .points
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .get(&key)
+        .cloned();
     if let Some(signed) = kept {
         return Ok(Some(judge(vault, object, key, &signed)));
     }
-    let read = vault.get_any(object, MAX_POINT_BYTES).and_then(|(kind, text)| match kind {
-        ObjectKind::Tombstone => Ok(None),
-        ObjectKind::Point => serde_json::from_slice::<SignedPoint>(&text)
-            .map(Some)
-            .map_err(|error| Error::corrupt(object, "a malformed point").caused_by(error)),
-        _ => Err(Error::corrupt(object, format_args!("a {kind:?} where a point belongs"))),
-    });
+    let read = vault
+        .get_any(object, MAX_POINT_BYTES)
+        .and_then(|(kind, text)| match kind {
+            ObjectKind::Tombstone => Ok(None),
+            ObjectKind::Point => serde_json::from_slice::<SignedPoint>(&text)
+                .map(Some)
+                .map_err(|error| Error::corrupt(object, "a malformed point").caused_by(error)),
+            _ => Err(Error::corrupt(
+                object,
+                format_args!("a {kind:?} where a point belongs"),
+            )),
+        });
     match read {
         Ok(None) => Ok(Some(PlaceState::Tombstone)),
         Ok(Some(signed)) => {
@@ -168,13 +199,21 @@ fn read_place(
 }
 
 fn read_bundle(vault: &Vault, memory: &PointMemory, id: BundleId) -> Result<Arc<Bundle>> {
-    if let Some(bundle) = memory.bundles.lock().unwrap_or_else(PoisonError::into_inner).get(&id) {
+    if let Some(bundle) = memory
+        .bundles
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .get(&id)
+    {
         return Ok(Arc::clone(bundle));
     }
     let limit = u64::try_from(MAX_ENVELOPE_TEXT_BYTES).unwrap_or(u64::MAX);
     let bundle: Bundle = vault.get_json(ObjectKind::Bundle, &names::bundle(id)?, limit)?;
     let bundle = Arc::new(bundle);
-    let mut kept = memory.bundles.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut kept = memory
+        .bundles
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner);
     kept.insert(id, Arc::clone(&bundle));
     Ok(bundle)
 }
@@ -182,7 +221,10 @@ fn read_bundle(vault: &Vault, memory: &PointMemory, id: BundleId) -> Result<Arc<
 /// Reads a body and checks its signature.
 fn judge(vault: &Vault, object: &ObjectName, key: PointKey, signed: &SignedPoint) -> PlaceState {
     match open_point(vault, object, key, signed) {
-        Ok(point) => PlaceState::Point { point: Box::new(point), signed: signed.clone() },
+        Ok(point) => PlaceState::Point {
+            point: Box::new(point),
+            signed: signed.clone(),
+        },
         Err(error) => PlaceState::Damaged(error),
     }
 }
@@ -206,12 +248,18 @@ pub(crate) fn open_point(
 }
 
 /// Every point with its marks, forgotten ones included.
-pub(crate) fn point_records(vault: &Vault, memory: &PointMemory) -> Result<(Vec<PointRecord>, Vec<Error>)> {
+pub(crate) fn point_records(
+    vault: &Vault,
+    memory: &PointMemory,
+) -> Result<(Vec<PointRecord>, Vec<Error>)> {
     let listing = list_points(vault, memory, Whose::All)?;
     let mut marks = read_all_marks(vault)?;
     let mut records = Vec::new();
-    let mut damaged: Vec<Error> =
-        listing.damaged_bundles.into_iter().map(|(_, error)| error).collect();
+    let mut damaged: Vec<Error> = listing
+        .damaged_bundles
+        .into_iter()
+        .map(|(_, error)| error)
+        .collect();
     for (key, place) in listing.places {
         match place.state {
             PlaceState::Point { point, .. } => records.push(PointRecord {
@@ -222,7 +270,8 @@ pub(crate) fn point_records(vault: &Vault, memory: &PointMemory) -> Result<(Vec<
             PlaceState::Damaged(error) => damaged.push(error),
         }
     }
-    records.sort_by(|a, b| (&a.point.name, a.point.sequence).cmp(&(&b.point.name, b.point.sequence)));
+    records
+        .sort_by(|a, b| (&a.point.name, a.point.sequence).cmp(&(&b.point.name, b.point.sequence)));
     Ok((records, damaged))
 }
 
@@ -234,7 +283,11 @@ pub(crate) fn find_point(
 ) -> Result<PointRecord> {
     let listing = list_points(vault, memory, Whose::Of(vault.name_id(&selector.name)))?;
     let mut found = None;
-    let mut damaged = listing.damaged_bundles.into_iter().map(|(_, error)| error).next();
+    let mut damaged = listing
+        .damaged_bundles
+        .into_iter()
+        .map(|(_, error)| error)
+        .next();
     for (key, place) in listing.places.into_iter().rev() {
         let point = match place.state {
             PlaceState::Point { point, .. } => point,
@@ -263,7 +316,10 @@ pub(crate) fn find_point(
             let what = format!("point {selector}: more than one id begins so");
             return Err(Error::new(ErrorKind::Invalid, what));
         }
-        found = Some(PointRecord { point: *point, marks });
+        found = Some(PointRecord {
+            point: *point,
+            marks,
+        });
         if !matches!(selector.which, Which::IdPrefix(_)) {
             break;
         }
@@ -285,7 +341,12 @@ pub(crate) fn newest_and_next(
 ) -> Result<(Option<RecoveryPoint>, u64)> {
     let name_id = vault.name_id(name);
     let listing = list_points(vault, memory, Whose::Of(name_id))?;
-    let mut highest = listing.places.keys().map(|key| key.sequence).max().unwrap_or(0);
+    let mut highest = listing
+        .places
+        .keys()
+        .map(|key| key.sequence)
+        .max()
+        .unwrap_or(0);
     for record in records::read_records(vault)? {
         if let Some(Ok(verdict)) = &record.verdict {
             highest = highest.max(verdict.retired.highest(name_id).unwrap_or(0));

@@ -57,9 +57,12 @@ pub(crate) fn compress(compression: Compression, plain: &[u8]) -> Result<(Codec,
 impl Contexts {
     /// Compresses into the buffer; how many bytes.
     fn zstd(&mut self, level: i32, plain: &[u8]) -> Result<usize> {
-        if self.compressor.as_ref().is_none_or(|(kept, _)| *kept != level) {
-            let compressor =
-                zstd::bulk::Compressor::new(level).map_err(local("a zstd context"))?;
+        if self
+            .compressor
+            .as_ref()
+            .is_none_or(|(kept, _)| *kept != level)
+        {
+            let compressor = zstd::bulk::Compressor::new(level).map_err(local("a zstd context"))?;
             self.compressor = Some((level, compressor));
         }
         let bound = zstd::zstd_safe::compress_bound(plain.len());
@@ -95,7 +98,9 @@ pub(crate) fn decompress_into(codec: Codec, stored: &[u8], plain: &mut [u8]) -> 
             }
             let length = plain.len();
             Ok(contexts.decompressor.as_mut().is_some_and(|decompressor| {
-                decompressor.decompress_to_buffer(stored, plain).is_ok_and(|got| got == length)
+                decompressor
+                    .decompress_to_buffer(stored, plain)
+                    .is_ok_and(|got| got == length)
             }))
         }),
         Codec::Lz4 => {

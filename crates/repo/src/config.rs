@@ -103,7 +103,10 @@ pub(crate) fn read_one(store: &dyn Store, name: &store::ObjectName) -> Result<Co
     if config.format == FORMAT_VERSION {
         Ok(config)
     } else {
-        let what = format!("{name}: format {}, this program reads {FORMAT_VERSION}", config.format);
+        let what = format!(
+            "{name}: format {}, this program reads {FORMAT_VERSION}",
+            config.format
+        );
         Err(Error::new(ErrorKind::Unsupported, what))
     }
 }

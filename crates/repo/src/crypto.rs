@@ -92,6 +92,9 @@ impl AeadKey {
         text_and_tag: &mut [u8],
     ) -> Option<usize> {
         let nonce = Nonce::assume_unique_for_key(nonce);
-        self.0.open_in_place(nonce, Aad::from(aad), text_and_tag).ok().map(|text| text.len())
+        self.0
+            .open_in_place(nonce, Aad::from(aad), text_and_tag)
+            .ok()
+            .map(|text| text.len())
     }
 }

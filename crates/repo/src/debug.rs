@@ -52,7 +52,10 @@ impl Repository {
         Ok(PackDump {
             header: *pack.header(),
             is_whole: pack.is_whole(),
-            blobs: pack.blobs().map(|(ordinal, entry)| (ordinal, *entry)).collect(),
+            blobs: pack
+                .blobs()
+                .map(|(ordinal, entry)| (ordinal, *entry))
+                .collect(),
         })
     }
 
@@ -75,7 +78,10 @@ impl Repository {
                 is_condemned: row.state == PackState::Condemned,
             })
             .collect();
-        Ok(IndexDump { stats: index.stats(), packs })
+        Ok(IndexDump {
+            stats: index.stats(),
+            packs,
+        })
     }
 
     /// A point's body as JSON, unknown fields included.

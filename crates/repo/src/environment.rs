@@ -75,7 +75,9 @@ pub struct SystemClock {
 impl SystemClock {
     /// Starts counting monotonic time now.
     pub fn new() -> Self {
-        Self { started: Instant::now() }
+        Self {
+            started: Instant::now(),
+        }
     }
 }
 
@@ -87,7 +89,9 @@ impl Default for SystemClock {
 
 impl Clock for SystemClock {
     fn unix_ms(&self) -> u64 {
-        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let since = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
         u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
     }
     fn monotonic_ms(&self) -> u64 {
@@ -125,10 +129,19 @@ impl Random for SystemRandom {
 impl HostIdentity {
     /// This process, as far as the system tells.
     pub fn current(program: &str) -> Self {
-        let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default().trim().to_owned();
+        let read = |path: &str| {
+            std::fs::read_to_string(path)
+                .unwrap_or_default()
+                .trim()
+                .to_owned()
+        };
         let host = read("/proc/sys/kernel/hostname");
         Self {
-            host: if host.is_empty() { "unknown".to_owned() } else { host },
+            host: if host.is_empty() {
+                "unknown".to_owned()
+            } else {
+                host
+            },
             boot_id: read("/proc/sys/kernel/random/boot_id"),
             pid: std::process::id(),
             process_started: process_started(std::process::id()).unwrap_or(0),
@@ -153,7 +166,10 @@ pub fn rfc3339(unix_ms: u64) -> String {
     let shifted = days.saturating_add(719_468);
     let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
     let leaps = (day_of_era / 1_460).saturating_add(day_of_era / 146_096);
-    let year_of_era = day_of_era.saturating_add(day_of_era / 36_524).saturating_sub(leaps) / 365;
+    let year_of_era = day_of_era
+        .saturating_add(day_of_era / 36_524)
+        .saturating_sub(leaps)
+        / 365;
     let before = year_of_era
         .saturating_mul(365)
         .saturating_add(year_of_era / 4)
@@ -167,8 +183,13 @@ pub fn rfc3339(unix_ms: u64) -> String {
     } else {
         month_from_march.saturating_sub(9)
     };
-    let year =
-        era.saturating_mul(400).saturating_add(year_of_era).saturating_add(u64::from(month <= 2));
+    let year = era
+        .saturating_mul(400)
+        .saturating_add(year_of_era)
+        .saturating_add(u64::from(month <= 2));
     let (hour, minute) = (second / 3_600, second / 60 % 60);
-    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{:02}.{millis:03}Z", second % 60)
+    format!(
+        "{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{:02}.{millis:03}Z",
+        second % 60
+    )
 }

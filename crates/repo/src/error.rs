@@ -51,7 +51,11 @@ pub struct Error {
 impl Error {
     /// An error without a deeper cause. `context` is a lower-case fragment that names the object.
     pub fn new(kind: ErrorKind, context: impl Into<String>) -> Self {
-        Self { kind, context: context.into(), source: None }
+        Self {
+            kind,
+            context: context.into(),
+            source: None,
+        }
     }
 
     /// Adds the cause that led to it.
@@ -122,15 +126,20 @@ impl From<store::Error> for Error {
 
 impl From<block::Error> for Error {
     fn from(source: block::Error) -> Self {
-        let kind = match source.kind() {
+        // A tree walk over a repository wraps the repository's own errors: what they say is not lost on the way back.
+        let own = source
+            .source()
+            .and_then(|inner| inner.downcast_ref::<Self>())
+            .map(Self::kind);
+        let kind = own.unwrap_or_else(|| match source.kind() {
             block::ErrorKind::Corrupt => ErrorKind::Corrupt,
             block::ErrorKind::Unsupported => ErrorKind::Unsupported,
             block::ErrorKind::NotFound => ErrorKind::NotFound,
             block::ErrorKind::Cancelled => ErrorKind::Cancelled,
             block::ErrorKind::OutOfRange | block::ErrorKind::ReadOnly => ErrorKind::Invalid,
             _ => ErrorKind::Store,
-        };
-        Self::new(kind, "a disk tree").caused_by(source)
+        });
+        Self::new(kind, "reading a disk").caused_by(source)
     }
 }
 

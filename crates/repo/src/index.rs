@@ -16,6 +16,8 @@ mod cache;
 mod filter;
 mod run;
 mod table;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
@@ -33,8 +35,8 @@ use crate::{BlobName, Error, ErrorKind, KeyId, PackId, Result, SegmentId, names,
 
 use cache::CacheDirectory;
 use run::{Run, RunWriter};
-pub(crate) use table::{PackRow, PackState};
 use table::PackTable;
+pub(crate) use table::{PackRow, PackState};
 
 /// How the index uses memory and disk.
 #[derive(Debug, Clone)]
@@ -49,7 +51,11 @@ pub struct IndexOptions {
 
 impl Default for IndexOptions {
     fn default() -> Self {
-        Self { cache_dir: None, memtable_entries: 1 << 17, max_runs: 8 }
+        Self {
+            cache_dir: None,
+            memtable_entries: 1 << 17,
+            max_runs: 8,
+        }
     }
 }
 
@@ -153,7 +159,11 @@ impl Index {
         let inner = self.read();
         let mut places = Vec::new();
         inner.candidates(self.key_of(name), &mut |place| {
-            if inner.table.row(place.pack).is_some_and(|row| row.state != PackState::Absent) {
+            if inner
+                .table
+                .row(place.pack)
+                .is_some_and(|row| row.state != PackState::Absent)
+            {
                 places.push(place);
             }
             Search::GoOn
@@ -164,7 +174,11 @@ impl Index {
     }
 
     /// A place that new versions may count on: in a pack that is there, is not condemned, and has this key.
-    pub(crate) fn find_for_reuse(&self, name: &BlobName, key_id: KeyId) -> Result<Option<BlobPlace>> {
+    pub(crate) fn find_for_reuse(
+        &self,
+        name: &BlobName,
+        key_id: KeyId,
+    ) -> Result<Option<BlobPlace>> {
         let inner = self.read();
         let mut found = None;
         inner.candidates(self.key_of(name), &mut |place| {
@@ -198,8 +212,9 @@ impl Index {
 
     /// Adds a pack that is durable in the store.
     pub(crate) fn add_pack(&self, directory: &PackDirectory) -> Result<u32> {
-        let entries: Vec<(u32, BlobName)> =
-            (0u32..).zip(directory.entries.iter().map(|entry| entry.name)).collect();
+        let entries: Vec<(u32, BlobName)> = (0u32..)
+            .zip(directory.entries.iter().map(|entry| entry.name))
+            .collect();
         let row = PackRow {
             id: directory.pack_id,
             kind: directory.kind,
@@ -212,12 +227,17 @@ impl Index {
     }
 
     fn add_entries(&self, row: PackRow, entries: &[(u32, BlobName)]) -> Result<u32> {
-        let keys: Vec<(u32, EntryKey)> =
-            entries.iter().map(|(ordinal, name)| (*ordinal, self.key_of(name))).collect();
+        let keys: Vec<(u32, EntryKey)> = entries
+            .iter()
+            .map(|(ordinal, name)| (*ordinal, self.key_of(name)))
+            .collect();
         let mut inner = self.write();
         let pack = inner.table.add(row)?;
         for (ordinal, key) in keys {
-            inner.memtable.insert(Entry { key, place: BlobPlace { pack, ordinal } });
+            inner.memtable.insert(Entry {
+                key,
+                place: BlobPlace { pack, ordinal },
+            });
         }
         if inner.memtable.len() >= self.options.memtable_entries {
             inner.spill(self.options.max_runs)?;
@@ -240,7 +260,9 @@ impl Index {
         let inner = self.read();
         let entry_bytes = 40;
         let runs: u64 = inner.runs.iter().map(Run::memory_bytes).sum();
-        let memtable = u64::try_from(inner.memtable.len()).unwrap_or(0).saturating_mul(entry_bytes);
+        let memtable = u64::try_from(inner.memtable.len())
+            .unwrap_or(0)
+            .saturating_mul(entry_bytes);
         IndexStats {
             packs: inner.table.present_count(),
             entries: inner.runs.iter().map(Run::entry_count).sum::<u64>()
@@ -254,8 +276,10 @@ impl Index {
 
     /// Brings the index up to what the store lists now.
     pub(crate) fn refresh(&self, vault: &Vault) -> Result<()> {
-        let _turn: MutexGuard<'_, ()> =
-            self.refreshing.lock().unwrap_or_else(PoisonError::into_inner);
+        let _turn: MutexGuard<'_, ()> = self
+            .refreshing
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         // Condemned lists come first: a pack that is condemned later is told by the lease's heartbeat.
         let generations = records::read_records(vault)?;
         let mut listed: HashMap<PackId, (PackKind, u64)> = HashMap::new();
@@ -276,7 +300,9 @@ impl Index {
                 if record.verdict.is_some() {
                     inner.table.pardon(record.generation, record.absent_packs());
                 }
-                inner.table.condemn(record.generation, record.absent_packs());
+                inner
+                    .table
+                    .condemn(record.generation, record.absent_packs());
             }
         }
         let known = self.read().table.present_ids();
@@ -300,9 +326,11 @@ impl Index {
         for entry in list_all(vault.store(), &names::segments()?) {
             let name = entry?.name;
             let limit = u64::try_from(MAX_ENVELOPE_TEXT_BYTES).unwrap_or(u64::MAX);
-            let read = vault.get_sealed(ObjectKind::Segment, &name, limit).and_then(|text| {
-                segment::decode(&text).map_err(|what| Error::corrupt(&name, what))
-            });
+            let read = vault
+                .get_sealed(ObjectKind::Segment, &name, limit)
+                .and_then(|text| {
+                    segment::decode(&text).map_err(|what| Error::corrupt(&name, what))
+                });
             let segment = match read {
                 Ok(segment) => segment,
                 Err(error) => match error.kind() {
@@ -350,14 +378,18 @@ impl Index {
                         blobs: u32::try_from(file.blobs().count()).unwrap_or(u32::MAX),
                         state: PackState::Present,
                     };
-                    let entries: Vec<(u32, BlobName)> =
-                        file.blobs().map(|(ordinal, entry)| (ordinal, entry.name)).collect();
+                    let entries: Vec<(u32, BlobName)> = file
+                        .blobs()
+                        .map(|(ordinal, entry)| (ordinal, entry.name))
+                        .collect();
                     self.add_entries(row, &entries)?;
                     read += 1;
                 }
                 Err(error) => match error.kind() {
                     ErrorKind::NotFound => {}
-                    ErrorKind::Corrupt | ErrorKind::WrongKey | ErrorKind::Unsupported => damaged += 1,
+                    ErrorKind::Corrupt | ErrorKind::WrongKey | ErrorKind::Unsupported => {
+                        damaged += 1
+                    }
                     _ => return Err(error),
                 },
             }
@@ -384,7 +416,13 @@ enum Search {
 impl Inner {
     /// Shows every entry of a key.
     fn candidates(&self, key: EntryKey, show: &mut dyn FnMut(BlobPlace) -> Search) -> Result<()> {
-        let first = Entry { key, place: BlobPlace { pack: 0, ordinal: 0 } };
+        let first = Entry {
+            key,
+            place: BlobPlace {
+                pack: 0,
+                ordinal: 0,
+            },
+        };
         for entry in self.memtable.range(first..) {
             if entry.key != key {
                 break;
@@ -423,7 +461,8 @@ impl Inner {
     fn merge(&mut self) -> Result<()> {
         // Runs are merged from the small end: each entry is written again only when the runs below it have grown to its
         // run's size.
-        self.runs.sort_by_key(|run| std::cmp::Reverse(run.entry_count()));
+        self.runs
+            .sort_by_key(|run| std::cmp::Reverse(run.entry_count()));
         let mut first = self.runs.len().saturating_sub(2);
         let mut total: u64 = self.runs.iter().skip(first).map(Run::entry_count).sum();
         while first > 0 {
@@ -440,7 +479,9 @@ impl Inner {
             let writer = self.cache.new_run(count)?;
             let table = &self.table;
             merge_runs(small, writer, &|pack| {
-                table.row(pack).is_some_and(|row| row.state != PackState::Absent)
+                table
+                    .row(pack)
+                    .is_some_and(|row| row.state != PackState::Absent)
             })?
         };
         for old in self.runs.drain(first..) {

@@ -20,8 +20,8 @@ use serde::{Deserialize, Serialize};
 use store::Store;
 
 pub use secret::{KeyFile, RecoveryKey};
-pub use slot::{SlotInfo, SlotKind};
 pub(crate) use slot::{Slot, SlotSecret, list_slots, open_any, put_slot};
+pub use slot::{SlotInfo, SlotKind};
 
 use crate::crypto::{self, SecretKey};
 use crate::format::envelope::{self, MAX_ENVELOPE_BYTES, SealKey};
@@ -125,7 +125,10 @@ impl Keyring {
     }
 
     pub(crate) fn data_key(&self, id: KeyId) -> Option<&SecretKey> {
-        self.data_keys.iter().find(|data_key| data_key.id == id).map(|data_key| &data_key.key)
+        self.data_keys
+            .iter()
+            .find(|data_key| data_key.id == id)
+            .map(|data_key| &data_key.key)
     }
 
     pub(crate) fn current(&self) -> Result<&DataKey> {
@@ -150,7 +153,10 @@ pub(crate) fn put_ring(
     let name = names::ring(ring.generation)?;
     let text = serde_json::to_vec(ring)
         .map_err(|error| Error::new(ErrorKind::Invalid, "the keyring").caused_by(error))?;
-    let key = SealKey::Key { id: master_id(master), key: master };
+    let key = SealKey::Key {
+        id: master_id(master),
+        key: master,
+    };
     let bytes = envelope::seal(&name, ObjectKind::Ring, &key, random, &text)?;
     store.put_new(&name, &bytes)?;
     Ok(())

@@ -110,7 +110,10 @@ pub(crate) fn marks_of(key: PointKey) -> Result<Prefix> {
 
 /// One mark; `kind` is its lower-case word.
 pub(crate) fn mark(key: PointKey, kind: &str, id: MarkId) -> Result<ObjectName> {
-    name(format!("marks/{}-{:016x}/{kind}-{id}", key.name_id, key.sequence))
+    name(format!(
+        "marks/{}-{:016x}/{kind}-{id}",
+        key.name_id, key.sequence
+    ))
 }
 
 /// All leases.
@@ -153,7 +156,10 @@ pub(crate) fn last_id<T: std::str::FromStr>(name: &ObjectName) -> Option<T> {
 pub(crate) fn parse_point(name: &ObjectName) -> Option<PointKey> {
     let rest = name.as_str().strip_prefix("points/")?;
     let (id, sequence) = rest.split_once('/')?;
-    Some(PointKey { name_id: id.parse().ok()?, sequence: parse_number(sequence)? })
+    Some(PointKey {
+        name_id: id.parse().ok()?,
+        sequence: parse_number(sequence)?,
+    })
 }
 
 /// Sixteen hexadecimal digits as a number.

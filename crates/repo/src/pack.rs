@@ -9,7 +9,7 @@ mod builder;
 mod file;
 mod reader;
 
-pub(crate) use builder::{PackBuilder, SealedPack};
+pub(crate) use builder::PackBuilder;
 pub(crate) use file::{PackCache, PackFile};
 pub(crate) use reader::{
     BlobDecoder, PackFault, check_whole_pack, open_frame, read_directory, scan_frames,

@@ -21,8 +21,8 @@ use serde::{Deserialize, Serialize};
 
 pub use disk::{ByteRange, ConfigurationFile, DiskVersion, ImageProfile, Omissions};
 pub use selector::{PointSelector, ProtectedName, Which};
-pub(crate) use signature::{Signer, root_public_key, verify_signature};
 pub use signature::{PointSignature, SignatureState};
+pub(crate) use signature::{Signer, root_public_key, verify_signature};
 
 use crate::{Error, NameId, PointId, Result};
 
@@ -164,12 +164,17 @@ fn nowhere() -> NameId {
 impl RecoveryPoint {
     /// Where it lies.
     pub fn key(&self) -> PointKey {
-        PointKey { name_id: self.name_id, sequence: self.sequence }
+        PointKey {
+            name_id: self.name_id,
+            sequence: self.sequence,
+        }
     }
 
     /// Every tree that it needs: disks, then configuration files.
     pub fn trees(&self) -> impl Iterator<Item = &DiskVersion> {
-        self.disks.iter().chain(self.configuration.iter().map(|file| &file.content))
+        self.disks
+            .iter()
+            .chain(self.configuration.iter().map(|file| &file.content))
     }
 
     /// The disk of this label.

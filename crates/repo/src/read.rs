@@ -99,8 +99,13 @@ impl Repository {
         }
         let access: Arc<dyn ObjectAccess> = Arc::clone(vault) as Arc<dyn ObjectAccess>;
         let terms = self.lease_terms();
-        let lease =
-            Lease::acquire(access, vault.environment(), request, &terms, Arc::new(ReadsOnly))?;
+        let lease = Lease::acquire(
+            access,
+            vault.environment(),
+            request,
+            &terms,
+            Arc::new(ReadsOnly),
+        )?;
         for point in points {
             let marks = read_marks_of(vault.as_ref(), point.key())?;
             if marks.visibility() == PointVisibility::Forgotten {
@@ -116,7 +121,11 @@ impl Repository {
     ///
     /// # Errors
     /// [`ErrorKind::Corrupt`] when the version's root is not its own; what loading the index answered.
-    pub fn open_version(&self, disk: &DiskVersion, session: &Arc<ReadSession>) -> Result<VersionReader> {
+    pub fn open_version(
+        &self,
+        disk: &DiskVersion,
+        session: &Arc<ReadSession>,
+    ) -> Result<VersionReader> {
         disk.check(&"a version")?;
         self.index()?;
         Ok(VersionReader {
@@ -146,13 +155,21 @@ impl Repository {
         let index = self.index()?;
         let mut last = None;
         for place in index.find_all(name)? {
-            let Some(row) = index.pack(place.pack) else { continue };
-            let read = self.pack_cache().open(self.vault(), row.kind, row.id).and_then(|pack| {
-                match pack.entry(place.ordinal) {
-                    Some(entry) if entry.name == *name => pack.read_blob(self.vault(), place.ordinal),
-                    _ => Err(Error::corrupt(pack.name(), format_args!("it does not hold {name}"))),
-                }
-            });
+            let Some(row) = index.pack(place.pack) else {
+                continue;
+            };
+            let read = self
+                .pack_cache()
+                .open(self.vault(), row.kind, row.id)
+                .and_then(|pack| match pack.entry(place.ordinal) {
+                    Some(entry) if entry.name == *name => {
+                        pack.read_blob(self.vault(), place.ordinal)
+                    }
+                    _ => Err(Error::corrupt(
+                        pack.name(),
+                        format_args!("it does not hold {name}"),
+                    )),
+                });
             match read {
                 Ok(plain) => return Ok(plain),
                 Err(error) if error.kind() == ErrorKind::NotFound => {
@@ -233,7 +250,10 @@ impl VersionReader {
             if hash == BlockHash::zero() {
                 piece.fill(0);
             } else if piece.len() == BLOCK_BYTES {
-                wanted.push(Wanted { name: BlobName::Block(hash), plain: piece });
+                wanted.push(Wanted {
+                    name: BlobName::Block(hash),
+                    plain: piece,
+                });
             } else {
                 let plain = self.block(hash)?;
                 let end = inside.saturating_add(length);
@@ -261,7 +281,11 @@ impl VersionReader {
         let zero_leaf = NodeHash::zero(1);
         let (end, kind) = match run {
             Some(run) if run.hash == zero_leaf => {
-                let end = run.first.0.saturating_add(run.count).saturating_mul(LEAF_SIZE_BYTES);
+                let end = run
+                    .first
+                    .0
+                    .saturating_add(run.count)
+                    .saturating_mul(LEAF_SIZE_BYTES);
                 (end, ExtentKind::Unallocated)
             }
             _ => {
@@ -275,12 +299,25 @@ impl VersionReader {
                     .take_while(|hash| (*hash == BlockHash::zero()) == zero)
                     .count();
                 let blocks = u64::try_from(alike).unwrap_or(1);
-                let end = first.offset().saturating_add(blocks.saturating_mul(BLOCK_SIZE_BYTES));
-                (end, if zero { ExtentKind::Zero } else { ExtentKind::Data })
+                let end = first
+                    .offset()
+                    .saturating_add(blocks.saturating_mul(BLOCK_SIZE_BYTES));
+                (
+                    end,
+                    if zero {
+                        ExtentKind::Zero
+                    } else {
+                        ExtentKind::Data
+                    },
+                )
             }
         };
         let length_bytes = end.saturating_sub(offset).min(left);
-        Ok(Extent { offset, length_bytes, kind })
+        Ok(Extent {
+            offset,
+            length_bytes,
+            kind,
+        })
     }
 }
 
@@ -297,7 +334,10 @@ impl ReadAt for VersionReader {
 
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> block::Result<()> {
         let length = u64::try_from(buffer.len()).unwrap_or(u64::MAX);
-        if offset.checked_add(length).is_none_or(|end| end > self.disk.length_bytes) {
+        if offset
+            .checked_add(length)
+            .is_none_or(|end| end > self.disk.length_bytes)
+        {
             let what = format!("{length} bytes at {offset} of {}", self.disk.length_bytes);
             return Err(block::Error::new(block::ErrorKind::OutOfRange, what));
         }

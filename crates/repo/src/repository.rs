@@ -12,7 +12,9 @@ use crate::crypto::SecretKey;
 use crate::environment::rfc3339;
 use crate::format::FORMAT_VERSION;
 use crate::index::{Index, IndexOptions, IndexStats};
-use crate::keys::{self, KeyFile, Keyring, RecoveryKey, Slot, SlotInfo, SlotKind, SlotSecret, Unlock};
+use crate::keys::{
+    self, KeyFile, Keyring, RecoveryKey, Slot, SlotInfo, SlotKind, SlotSecret, Unlock,
+};
 use crate::lease::LeaseTerms;
 use crate::pack::PackCache;
 use crate::points::{PointSelector, ProtectedName, UnknownFields};
@@ -139,7 +141,11 @@ impl Repository {
             }
         };
         let repository = Self::assemble(vault, open.clone());
-        Ok(Created { repository, key_file, recovery_key })
+        Ok(Created {
+            repository,
+            key_file,
+            recovery_key,
+        })
     }
 
     /// Unlocks a repository.
@@ -206,7 +212,11 @@ impl Repository {
 
     /// The index, loaded when it is first asked for.
     pub(crate) fn index(&self) -> Result<Arc<Index>> {
-        let mut held = self.shared.index.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut held = self
+            .shared
+            .index
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         if let Some(index) = held.as_ref() {
             return Ok(Arc::clone(index));
         }
@@ -283,7 +293,10 @@ impl Repository {
     /// What the store answered.
     pub fn slots(&self) -> Result<Vec<Result<SlotInfo>>> {
         let slots = keys::list_slots(self.vault().store())?;
-        Ok(slots.into_iter().map(|(_, slot)| slot.map(|slot| slot.info())).collect())
+        Ok(slots
+            .into_iter()
+            .map(|(_, slot)| slot.map(|slot| slot.info()))
+            .collect())
     }
 
     /// Adds a way to unlock with a new key file.
@@ -304,7 +317,11 @@ impl Repository {
         if passphrase.is_empty() {
             return Err(Error::new(ErrorKind::Invalid, "an empty passphrase"));
         }
-        self.add_slot(SlotKind::Passphrase, label, &SlotSecret::Passphrase(passphrase))
+        self.add_slot(
+            SlotKind::Passphrase,
+            label,
+            &SlotSecret::Passphrase(passphrase),
+        )
     }
 
     /// Adds a recovery key.
@@ -338,7 +355,10 @@ impl Repository {
         if !slots.iter().any(|(other, _)| *other == name) {
             return Err(Error::new(ErrorKind::NotFound, format!("no key slot {id}")));
         }
-        if !slots.iter().any(|(other, slot)| *other != name && slot.is_ok()) {
+        if !slots
+            .iter()
+            .any(|(other, slot)| *other != name && slot.is_ok())
+        {
             let what = format!("key slot {id} is the last: nobody could open the repository");
             return Err(Error::new(ErrorKind::Refused, what));
         }
@@ -360,7 +380,10 @@ impl Repository {
         match keys::put_ring(vault.store(), environment.random.as_ref(), master, &ring) {
             Ok(()) => {}
             Err(error) if error.kind() == ErrorKind::AlreadyExists => {
-                return Err(Error::new(ErrorKind::Conflict, "another rotation was first"));
+                return Err(Error::new(
+                    ErrorKind::Conflict,
+                    "another rotation was first",
+                ));
             }
             Err(error) => return Err(error),
         }
@@ -381,7 +404,10 @@ impl Repository {
 }
 
 fn not_encrypted() -> Error {
-    Error::new(ErrorKind::Refused, "the repository is not encrypted: it has no keys")
+    Error::new(
+        ErrorKind::Refused,
+        "the repository is not encrypted: it has no keys",
+    )
 }
 
 /// The keys of a new repository.
@@ -408,11 +434,23 @@ fn make_keys(
         Ok(slot)
     };
     let file_secret = SecretKey::generate(random)?;
-    let slot = put(SlotKind::KeyFile, "first key file", &SlotSecret::Key(&file_secret))?;
+    let slot = put(
+        SlotKind::KeyFile,
+        "first key file",
+        &SlotSecret::Key(&file_secret),
+    )?;
     let recovery_secret = SecretKey::generate(random)?;
-    put(SlotKind::Recovery, "recovery key", &SlotSecret::Key(&recovery_secret))?;
+    put(
+        SlotKind::Recovery,
+        "recovery key",
+        &SlotSecret::Key(&recovery_secret),
+    )?;
     if let Some(passphrase) = &options.passphrase {
-        put(SlotKind::Passphrase, "passphrase", &SlotSecret::Passphrase(passphrase))?;
+        put(
+            SlotKind::Passphrase,
+            "passphrase",
+            &SlotSecret::Passphrase(passphrase),
+        )?;
     }
     keys::put_ring(store, random, &master, &ring)?;
     Ok(MadeKeys {

@@ -26,8 +26,8 @@ use crate::environment::rfc3339;
 use crate::format::{FORMAT_VERSION, ObjectKind};
 use crate::index::Index;
 use crate::lease::{
-    BreakOutcome, Lease, LeaseKind, LeaseRequest, LeaseView, Liveness, StallWatch,
-    TreeRoot, break_lease, list_leases,
+    BreakOutcome, Lease, LeaseKind, LeaseRequest, LeaseView, Liveness, StallWatch, TreeRoot,
+    break_lease, list_leases,
 };
 use crate::marks::{PointVisibility, read_marks_of};
 use crate::points::{
@@ -80,7 +80,9 @@ impl SessionBase {
 
     /// The interrupted transfer, if it was of the disk of this label.
     pub fn partial_disk(&self, label: &str) -> Option<&DiskVersion> {
-        self.partial.as_ref().filter(|partial| partial.label == label)
+        self.partial
+            .as_ref()
+            .filter(|partial| partial.label == label)
     }
 }
 
@@ -105,7 +107,10 @@ struct Taken {
 }
 
 pub(crate) fn tree_root(disk: &DiskVersion) -> TreeRoot {
-    TreeRoot { height: disk.height, top: disk.top }
+    TreeRoot {
+        height: disk.height,
+        top: disk.top,
+    }
 }
 
 impl VersionSession {
@@ -122,7 +127,10 @@ impl VersionSession {
                 Err(error) => return Err(error),
             }
         }
-        Err(Error::new(ErrorKind::Busy, format!("{name}: others keep committing to it")))
+        Err(Error::new(
+            ErrorKind::Busy,
+            format!("{name}: others keep committing to it"),
+        ))
     }
 
     /// Looks around after the lease was taken; `None` when another point took the reserved place before that.
@@ -148,7 +156,8 @@ impl VersionSession {
         } || !only_tombstones(vault.as_ref(), &taken)?;
         let parent_gone = match &taken.parent {
             Some(parent) => {
-                read_marks_of(vault.as_ref(), parent.key())?.visibility() != PointVisibility::Visible
+                read_marks_of(vault.as_ref(), parent.key())?.visibility()
+                    != PointVisibility::Visible
             }
             None => false,
         };
@@ -163,13 +172,18 @@ impl VersionSession {
             Arc::clone(&taken.lease),
             taken.reliance,
             options.compression.unwrap_or(vault.config().compression),
-            options.threads.unwrap_or_else(crate::repository::core_count),
+            options
+                .threads
+                .unwrap_or_else(crate::repository::core_count),
         )?;
         Ok(Some(Self {
             repository: repository.clone(),
             name: name.clone(),
             key: taken.key,
-            base: SessionBase { parent: taken.parent, partial },
+            base: SessionBase {
+                parent: taken.parent,
+                partial,
+            },
             lease: taken.lease,
             blobs,
         }))
@@ -222,7 +236,11 @@ impl VersionSession {
     /// [`ErrorKind::Fenced`] when this session was declared dead, [`ErrorKind::Conflict`] when another point took the
     /// place; then nothing of it is visible. After any other error the outcome is whatever the store did: list the points.
     pub fn commit(self, draft: PointDraft) -> Result<RecoveryPoint> {
-        for disk in draft.disks.iter().chain(draft.configuration.iter().map(|file| &file.content)) {
+        for disk in draft
+            .disks
+            .iter()
+            .chain(draft.configuration.iter().map(|file| &file.content))
+        {
             disk.check(&"a draft")?;
         }
         self.blobs.flush()?;
@@ -242,11 +260,10 @@ impl VersionSession {
         let vault = self.repository.vault();
         let environment = vault.environment();
         let now = environment.clock.unix_ms();
-        let parent = self
-            .base
-            .parent
-            .as_ref()
-            .map(|parent| ParentPoint { sequence: parent.sequence, point: parent.point });
+        let parent = self.base.parent.as_ref().map(|parent| ParentPoint {
+            sequence: parent.sequence,
+            point: parent.point,
+        });
         let mut more = draft.more;
         if let Some(copied) = &draft.copied {
             more.insert("copied_from".to_owned(), serde_json::json!(copied.point));
@@ -296,10 +313,14 @@ impl VersionSession {
                     return Err(Error::new(ErrorKind::Fenced, what));
                 }
                 // The store may have done what it said it had not.
-                if serde_json::from_slice::<SignedPoint>(&text).is_ok_and(|there| there == *signed) {
+                if serde_json::from_slice::<SignedPoint>(&text).is_ok_and(|there| there == *signed)
+                {
                     return Ok(());
                 }
-                let what = format!("{}: point {} is there already", self.name, self.key.sequence);
+                let what = format!(
+                    "{}: point {} is there already",
+                    self.name, self.key.sequence
+                );
                 Err(Error::new(ErrorKind::Conflict, what))
             }
             outcome => outcome,
@@ -321,7 +342,10 @@ impl VersionSession {
 /// the parent.
 fn only_tombstones(vault: &crate::vault::Vault, taken: &Taken) -> Result<bool> {
     for sequence in taken.first_free..taken.key.sequence {
-        let key = PointKey { name_id: taken.key.name_id, sequence };
+        let key = PointKey {
+            name_id: taken.key.name_id,
+            sequence,
+        };
         match vault.get_any(&names::point(key)?, MAX_POINT_BYTES) {
             Ok((ObjectKind::Tombstone, _)) => {}
             Ok(_) => return Ok(false),
@@ -354,7 +378,10 @@ fn take_lease(repository: &Repository, name: &ProtectedName) -> Result<Taken> {
         .filter(|reserved| reserved.name_id == name_id)
         .map(|reserved| reserved.sequence.saturating_add(1))
         .max();
-    let key = PointKey { name_id, sequence: next.max(reserved.unwrap_or(next)) };
+    let key = PointKey {
+        name_id,
+        sequence: next.max(reserved.unwrap_or(next)),
+    };
     let index: Arc<Index> = repository.index()?;
     let reliance = Arc::new(Reliance::new(index));
     let mut request = LeaseRequest::new(LeaseKind::Backup);
@@ -367,7 +394,13 @@ fn take_lease(repository: &Repository, name: &ProtectedName) -> Result<Taken> {
     let observer = Arc::clone(&reliance) as Arc<dyn crate::lease::CondemnedObserver>;
     let terms = repository.lease_terms();
     let lease = Lease::acquire(access, vault.environment(), request, &terms, observer)?;
-    Ok(Taken { lease: Arc::new(lease), reliance, key, first_free, parent })
+    Ok(Taken {
+        lease: Arc::new(lease),
+        reliance,
+        key,
+        first_free,
+        parent,
+    })
 }
 
 /// Refuses when another writer of the name lives, fences the dead ones; gives the partial version of a dead one.
@@ -412,18 +445,27 @@ fn clear_rivals(
 
 fn is_rival(view: &LeaseView, key: PointKey) -> bool {
     match &view.body {
-        Ok(body) => body.reserved.is_some_and(|reserved| reserved.name_id == key.name_id),
+        Ok(body) => body
+            .reserved
+            .is_some_and(|reserved| reserved.name_id == key.name_id),
         // Nobody can know whose it is; garbage collection reports it.
         Err(_) => false,
     }
 }
 
 /// Fences a dead session after this one's lease keeps what it had reached.
-fn take_over(access: &dyn ObjectAccess, taken: &Taken, view: &LeaseView) -> Result<Option<DiskVersion>> {
-    let Ok(body) = &view.body else { return Ok(None) };
-    let partial = body.partial.clone().filter(|disk| {
-        disk.check(&"a lease").is_ok() && disk.height <= geometry::MAX_HEIGHT
-    });
+fn take_over(
+    access: &dyn ObjectAccess,
+    taken: &Taken,
+    view: &LeaseView,
+) -> Result<Option<DiskVersion>> {
+    let Ok(body) = &view.body else {
+        return Ok(None);
+    };
+    let partial = body
+        .partial
+        .clone()
+        .filter(|disk| disk.check(&"a lease").is_ok() && disk.height <= geometry::MAX_HEIGHT);
     if let Some(disk) = &partial {
         taken.lease.rely_on(&[], &[tree_root(disk)])?;
     }

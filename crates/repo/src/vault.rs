@@ -43,7 +43,12 @@ pub(crate) struct WriteKey {
 
 impl Vault {
     pub(crate) fn plain(store: Arc<dyn Store>, environment: Environment, config: Config) -> Self {
-        Self { store, environment, config, unlocked: None }
+        Self {
+            store,
+            environment,
+            config,
+            unlocked: None,
+        }
     }
 
     pub(crate) fn unlocked(
@@ -55,11 +60,23 @@ impl Vault {
     ) -> Result<Self> {
         let expected = crate::points::root_public_key(&ring.signing_seed)?;
         if config.signing_public_key.as_deref() != Some(expected.as_str()) {
-            return Err(Error::corrupt("config", "its signing key is not the keyring's"));
+            return Err(Error::corrupt(
+                "config",
+                "its signing key is not the keyring's",
+            ));
         }
         let signer = Signer::new(&ring.signing_seed, environment.random.as_ref())?;
-        let unlocked = Some(Unlocked { master, ring: RwLock::new(ring), signer });
-        Ok(Self { store, environment, config, unlocked })
+        let unlocked = Some(Unlocked {
+            master,
+            ring: RwLock::new(ring),
+            signer,
+        });
+        Ok(Self {
+            store,
+            environment,
+            config,
+            unlocked,
+        })
     }
 
     pub(crate) fn environment(&self) -> &Environment {
@@ -84,7 +101,9 @@ impl Vault {
 
     fn ring(&self) -> Option<RwLockReadGuard<'_, Keyring>> {
         // A ring is replaced whole, so that one behind a panic is whole, too.
-        self.unlocked.as_ref().map(|u| u.ring.read().unwrap_or_else(PoisonError::into_inner))
+        self.unlocked
+            .as_ref()
+            .map(|u| u.ring.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// A copy of the ring as it is now.
@@ -95,7 +114,10 @@ impl Vault {
     /// Takes a newer ring.
     pub(crate) fn replace_keyring(&self, ring: Keyring) {
         if let Some(unlocked) = &self.unlocked {
-            let mut held = unlocked.ring.write().unwrap_or_else(PoisonError::into_inner);
+            let mut held = unlocked
+                .ring
+                .write()
+                .unwrap_or_else(PoisonError::into_inner);
             if ring.generation > held.generation {
                 *held = ring;
             }
@@ -160,12 +182,21 @@ impl Vault {
     }
 
     /// Gets an object and says what kind it is.
-    pub(crate) fn get_any(&self, name: &ObjectName, limit_bytes: u64) -> Result<(ObjectKind, Vec<u8>)> {
+    pub(crate) fn get_any(
+        &self,
+        name: &ObjectName,
+        limit_bytes: u64,
+    ) -> Result<(ObjectKind, Vec<u8>)> {
         let most = u64::try_from(MAX_ENVELOPE_BYTES).unwrap_or(u64::MAX);
-        let bytes = self.store.get_bounded(name, limit_bytes.saturating_add(4_096).min(most))?;
+        let bytes = self
+            .store
+            .get_bounded(name, limit_bytes.saturating_add(4_096).min(most))?;
         let (header, text) = envelope::open(name, &bytes, &|id| self.data_key(id))?;
         if (header.cipher == Cipher::Plain) != (self.config.encryption == Encryption::None) {
-            return Err(Error::corrupt(name, "its encryption is not the repository's"));
+            return Err(Error::corrupt(
+                name,
+                "its encryption is not the repository's",
+            ));
         }
         Ok((header.kind, text))
     }
@@ -177,8 +208,9 @@ impl Vault {
         name: &ObjectName,
         value: &T,
     ) -> Result<()> {
-        let text = serde_json::to_vec(value)
-            .map_err(|error| Error::new(ErrorKind::Invalid, format!("writing {name}")).caused_by(error))?;
+        let text = serde_json::to_vec(value).map_err(|error| {
+            Error::new(ErrorKind::Invalid, format!("writing {name}")).caused_by(error)
+        })?;
         self.put_sealed(kind, name, &text)
     }
 
@@ -190,7 +222,8 @@ impl Vault {
         limit_bytes: u64,
     ) -> Result<T> {
         let text = self.get_sealed(kind, name, limit_bytes)?;
-        serde_json::from_slice(&text).map_err(|error| Error::corrupt(name, "malformed").caused_by(error))
+        serde_json::from_slice(&text)
+            .map_err(|error| Error::corrupt(name, "malformed").caused_by(error))
     }
 }
 
@@ -204,7 +237,10 @@ impl ObjectAccess for Vault {
         let write = self.write_key()?;
         let key = match write.cipher {
             Cipher::Plain => SealKey::Plain,
-            Cipher::Aes256Gcm => SealKey::Key { id: write.id, key: &write.key },
+            Cipher::Aes256Gcm => SealKey::Key {
+                id: write.id,
+                key: &write.key,
+            },
         };
         let bytes = envelope::seal(name, kind, &key, random, text)?;
         self.store.put_new(name, &bytes)?;
@@ -216,7 +252,10 @@ impl ObjectAccess for Vault {
         if found == kind {
             Ok(text)
         } else {
-            Err(Error::corrupt(name, format_args!("a {found:?} where a {kind:?} belongs")))
+            Err(Error::corrupt(
+                name,
+                format_args!("a {found:?} where a {kind:?} belongs"),
+            ))
         }
     }
 

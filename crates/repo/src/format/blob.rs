@@ -7,7 +7,10 @@ use block::{BlockHash, NodeHash};
 
 /// Bytes of one block, for buffers.
 pub(crate) const BLOCK_BYTES: usize = {
-    assert!(BLOCK_SIZE_BYTES == 65_536, "the format stands on 64 KiB blocks");
+    assert!(
+        BLOCK_SIZE_BYTES == 65_536,
+        "the format stands on 64 KiB blocks"
+    );
     65_536
 };
 
@@ -30,7 +33,10 @@ impl BlobName {
     pub fn from_parts(level: u8, hash: [u8; 32]) -> Option<Self> {
         match level {
             0 => Some(Self::Block(BlockHash::from_bytes(hash))),
-            1..=MAX_HEIGHT => Some(Self::Node { level, hash: NodeHash::from_bytes(hash) }),
+            1..=MAX_HEIGHT => Some(Self::Node {
+                level,
+                hash: NodeHash::from_bytes(hash),
+            }),
             _ => None,
         }
     }

@@ -72,7 +72,12 @@ pub(crate) fn seal(
 ) -> Result<Vec<u8>> {
     let length = match u32::try_from(text.len()) {
         Ok(length) if text.len() <= MAX_ENVELOPE_TEXT_BYTES => length,
-        _ => return Err(Error::new(ErrorKind::Invalid, format!("{name}: too long to be written"))),
+        _ => {
+            return Err(Error::new(
+                ErrorKind::Invalid,
+                format!("{name}: too long to be written"),
+            ));
+        }
     };
     let mut salt = [0u8; 32];
     let (cipher, key_id) = match key {
@@ -83,7 +88,9 @@ pub(crate) fn seal(
         }
     };
     let mut bytes = Vec::with_capacity(
-        ENVELOPE_HEADER_BYTES.saturating_add(text.len()).saturating_add(TAG_BYTES + CHECKSUM_BYTES),
+        ENVELOPE_HEADER_BYTES
+            .saturating_add(text.len())
+            .saturating_add(TAG_BYTES + CHECKSUM_BYTES),
     );
     bytes.extend_from_slice(&ENVELOPE_MAGIC);
     bytes.extend_from_slice(&FORMAT_VERSION.to_le_bytes());
@@ -117,7 +124,9 @@ pub(crate) fn check<'a>(name: &ObjectName, bytes: &'a [u8]) -> Result<(EnvelopeH
         return Err(corrupt("not an object of a repository"));
     }
     if checksum(name, body) != *sum {
-        return Err(corrupt("its checksum does not fit its bytes under this name"));
+        return Err(corrupt(
+            "its checksum does not fit its bytes under this name",
+        ));
     }
     let version = cursor.u16().ok_or_else(short)?;
     if version != FORMAT_VERSION {
@@ -126,11 +135,17 @@ pub(crate) fn check<'a>(name: &ObjectName, bytes: &'a [u8]) -> Result<(EnvelopeH
     }
     let kind = cursor.u8().ok_or_else(short)?;
     let kind = ObjectKind::from_byte(kind).ok_or_else(|| {
-        Error::new(ErrorKind::Unsupported, format!("{name}: unknown object kind {kind}"))
+        Error::new(
+            ErrorKind::Unsupported,
+            format!("{name}: unknown object kind {kind}"),
+        )
     })?;
     let cipher = cursor.u8().ok_or_else(short)?;
     let cipher = Cipher::from_byte(cipher).ok_or_else(|| {
-        Error::new(ErrorKind::Unsupported, format!("{name}: unknown cipher {cipher}"))
+        Error::new(
+            ErrorKind::Unsupported,
+            format!("{name}: unknown cipher {cipher}"),
+        )
     })?;
     let length = cursor.u32().ok_or_else(short)?;
     let key_id = KeyId::from_bytes(cursor.array().ok_or_else(short)?);
@@ -143,7 +158,15 @@ pub(crate) fn check<'a>(name: &ObjectName, bytes: &'a [u8]) -> Result<(EnvelopeH
     if cursor.rest().len() != wanted {
         return Err(corrupt("its length is not what its header says"));
     }
-    Ok((EnvelopeHeader { kind, cipher, key_id, salt }, cursor.rest()))
+    Ok((
+        EnvelopeHeader {
+            kind,
+            cipher,
+            key_id,
+            salt,
+        },
+        cursor.rest(),
+    ))
 }
 
 /// Checks and decrypts; `find_key` gives the key of an id.
@@ -157,7 +180,10 @@ pub(crate) fn open(
         return Ok((header, body.to_vec()));
     }
     let key = find_key(header.key_id).ok_or_else(|| {
-        let what = format!("{name}: encrypted with key {}, which is not here", header.key_id);
+        let what = format!(
+            "{name}: encrypted with key {}, which is not here",
+            header.key_id
+        );
         Error::new(ErrorKind::WrongKey, what)
     })?;
     let (head, _) = bytes

@@ -249,7 +249,12 @@ impl DirectoryEntry {
         let plain_len = cursor.u32()?;
         let codec = Codec::from_byte(cursor.u8()?)?;
         let name = BlobName::from_parts(cursor.u8()?, hash)?;
-        let entry = Self { name, offset, stored_len, codec };
+        let entry = Self {
+            name,
+            offset,
+            stored_len,
+            codec,
+        };
         let bounded = usize::try_from(stored_len).is_ok_and(|len| len <= MAX_STORED_BLOB_BYTES);
         (bounded && entry.plain_len() == plain_len).then_some(entry)
     }
@@ -310,7 +315,11 @@ impl Trailer {
     }
 
     /// Reads the trailer of a pack of this size; what is wrong with it otherwise.
-    pub(crate) fn decode(bytes: &[u8], cipher: Cipher, size_bytes: u64) -> Result<Self, &'static str> {
+    pub(crate) fn decode(
+        bytes: &[u8],
+        cipher: Cipher,
+        size_bytes: u64,
+    ) -> Result<Self, &'static str> {
         const SHORT: &str = "shorter than a trailer";
         let mut cursor = Cursor::new(bytes);
         if cursor.array::<8>().ok_or(SHORT)? != TRAILER_MAGIC {
@@ -321,7 +330,12 @@ impl Trailer {
         let count = cursor.u32().ok_or(SHORT)?;
         cursor.array::<12>().ok_or(SHORT)?;
         let checksum = cursor.array().ok_or(SHORT)?;
-        let trailer = Self { directory_offset, directory_stored_len, count, checksum };
+        let trailer = Self {
+            directory_offset,
+            directory_stored_len,
+            count,
+            checksum,
+        };
         if trailer.fits(cipher, size_bytes) == Some(true) {
             Ok(trailer)
         } else {

@@ -46,7 +46,10 @@ pub struct Segment {
 impl PackDirectory {
     /// Bytes that it takes in a segment.
     pub(crate) fn encoded_bytes(&self) -> usize {
-        self.entries.len().saturating_mul(DIRECTORY_ENTRY_BYTES).saturating_add(PACK_RECORD_BYTES)
+        self.entries
+            .len()
+            .saturating_mul(DIRECTORY_ENTRY_BYTES)
+            .saturating_add(PACK_RECORD_BYTES)
     }
 }
 
@@ -84,12 +87,18 @@ pub(crate) fn decode(text: &[u8]) -> Result<Segment, &'static str> {
     // Each round takes bytes off the text or fails, so that a lying count ends the loop, and nothing is reserved for it.
     let mut segment = Segment::default();
     for _ in 0..replaced {
-        segment.replaces.push(SegmentId::from_bytes(cursor.array().ok_or(SHORT)?));
+        segment
+            .replaces
+            .push(SegmentId::from_bytes(cursor.array().ok_or(SHORT)?));
     }
     for _ in 0..packs {
         segment.packs.push(decode_pack(&mut cursor)?);
     }
-    if cursor.rest().is_empty() { Ok(segment) } else { Err("longer than it says") }
+    if cursor.rest().is_empty() {
+        Ok(segment)
+    } else {
+        Err("longer than it says")
+    }
 }
 
 fn decode_pack(cursor: &mut Cursor<'_>) -> Result<PackDirectory, &'static str> {
@@ -101,14 +110,26 @@ fn decode_pack(cursor: &mut Cursor<'_>) -> Result<PackDirectory, &'static str> {
     let kind = PackKind::from_byte(cursor.u8().ok_or(SHORT)?).ok_or("an unknown pack kind")?;
     let cipher = Cipher::from_byte(cursor.u8().ok_or(SHORT)?).ok_or("an unknown cipher")?;
     cursor.array::<6>().ok_or(SHORT)?;
-    if count > MAX_PACK_ENTRIES || usize::try_from(stored_size_bytes).is_ok_and(|s| s > MAX_PACK_BYTES)
+    if count > MAX_PACK_ENTRIES
+        || usize::try_from(stored_size_bytes).is_ok_and(|s| s > MAX_PACK_BYTES)
     {
         return Err("a pack above the limits");
     }
     let length = count.checked_mul(DIRECTORY_ENTRY_BYTES).ok_or(SHORT)?;
     let mut entries = Vec::new();
-    for entry in cursor.bytes(length).ok_or(SHORT)?.chunks_exact(DIRECTORY_ENTRY_BYTES) {
+    for entry in cursor
+        .bytes(length)
+        .ok_or(SHORT)?
+        .chunks_exact(DIRECTORY_ENTRY_BYTES)
+    {
         entries.push(DirectoryEntry::decode(entry).ok_or("a malformed directory entry")?);
     }
-    Ok(PackDirectory { pack_id, kind, key_id, cipher, stored_size_bytes, entries })
+    Ok(PackDirectory {
+        pack_id,
+        kind,
+        key_id,
+        cipher,
+        stored_size_bytes,
+        entries,
+    })
 }

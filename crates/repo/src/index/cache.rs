@@ -63,10 +63,20 @@ impl CacheDirectory {
                     .prefix("hikae-index-")
                     .tempdir()
                     .map_err(|source| Error::local("a temporary directory", source))?;
-                (directory.path().to_owned(), Holding::Temporary { _directory: directory })
+                (
+                    directory.path().to_owned(),
+                    Holding::Temporary {
+                        _directory: directory,
+                    },
+                )
             }
         };
-        Ok(Self { path, key: key.clone(), random, holding })
+        Ok(Self {
+            path,
+            key: key.clone(),
+            random,
+            holding,
+        })
     }
 
     /// Whether what is written here is found again by the next opening.
@@ -163,7 +173,12 @@ fn lock_directory(path: &Path) -> Result<Option<(PathBuf, File)>> {
         return Ok(None);
     }
     let lock = path.join("lock");
-    let Ok(file) = File::options().create(true).truncate(false).write(true).open(&lock) else {
+    let Ok(file) = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&lock)
+    else {
         return Ok(None);
     };
     match file.try_lock() {
@@ -194,6 +209,10 @@ fn decode_row(cursor: &mut Cursor<'_>) -> Option<PackRow> {
         blobs: cursor.u32()?,
         kind: PackKind::from_byte(cursor.u8()?)?,
         // Condemned packs are present until a generation says so again.
-        state: if cursor.u8()? == 0 { PackState::Present } else { PackState::Absent },
+        state: if cursor.u8()? == 0 {
+            PackState::Present
+        } else {
+            PackState::Absent
+        },
     })
 }

@@ -17,9 +17,14 @@ pub(crate) struct Filter {
 impl Filter {
     /// For so many entries.
     pub(crate) fn new(entries: usize) -> Self {
-        let bits = u64::try_from(entries).unwrap_or(0).saturating_mul(BITS_PER_ENTRY).max(64);
+        let bits = u64::try_from(entries)
+            .unwrap_or(0)
+            .saturating_mul(BITS_PER_ENTRY)
+            .max(64);
         let words = usize::try_from(bits.div_ceil(64)).unwrap_or(1);
-        Self { words: vec![0; words] }
+        Self {
+            words: vec![0; words],
+        }
     }
 
     fn probes(&self, key: &EntryKey) -> impl Iterator<Item = (usize, u64)> + use<> {
@@ -45,10 +50,13 @@ impl Filter {
 
     /// `false`: certainly not there.
     pub(crate) fn may_hold(&self, key: &EntryKey) -> bool {
-        self.probes(key).all(|(word, bit)| self.words.get(word).is_some_and(|word| word & bit != 0))
+        self.probes(key)
+            .all(|(word, bit)| self.words.get(word).is_some_and(|word| word & bit != 0))
     }
 
     pub(crate) fn memory_bytes(&self) -> u64 {
-        u64::try_from(self.words.len()).unwrap_or(u64::MAX).saturating_mul(8)
+        u64::try_from(self.words.len())
+            .unwrap_or(u64::MAX)
+            .saturating_mul(8)
     }
 }

@@ -51,7 +51,8 @@ pub(crate) struct RunWriter {
 }
 
 fn prefix(key: &EntryKey) -> u64 {
-    key.first_chunk::<8>().map_or(0, |bytes| u64::from_be_bytes(*bytes))
+    key.first_chunk::<8>()
+        .map_or(0, |bytes| u64::from_be_bytes(*bytes))
 }
 
 fn tag(hasher: &blake3::Hasher, page: u64, entries: &[u8]) -> [u8; TAG_BYTES] {
@@ -67,7 +68,10 @@ fn run_hasher(key: &SecretKey, id: &RunId) -> blake3::Hasher {
 }
 
 fn damaged(path: &Path) -> Error {
-    Error::new(ErrorKind::Local, format!("{}: a damaged run of the local index", path.display()))
+    Error::new(
+        ErrorKind::Local,
+        format!("{}: a damaged run of the local index", path.display()),
+    )
 }
 
 fn failed(path: &Path) -> impl FnOnce(std::io::Error) -> Error + '_ {
@@ -75,8 +79,17 @@ fn failed(path: &Path) -> impl FnOnce(std::io::Error) -> Error + '_ {
 }
 
 impl RunWriter {
-    pub(crate) fn create(path: PathBuf, id: RunId, key: &SecretKey, expected: usize) -> Result<Self> {
-        let file = File::options().read(true).write(true).create_new(true).open(&path);
+    pub(crate) fn create(
+        path: PathBuf,
+        id: RunId,
+        key: &SecretKey,
+        expected: usize,
+    ) -> Result<Self> {
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .open(&path);
         let file = file.map_err(failed(&path))?;
         Ok(Self {
             id,
@@ -96,10 +109,15 @@ impl RunWriter {
         }
         self.page.extend_from_slice(&entry.key);
         self.page.extend_from_slice(&entry.place.pack.to_le_bytes());
-        self.page.extend_from_slice(&entry.place.ordinal.to_le_bytes());
+        self.page
+            .extend_from_slice(&entry.place.ordinal.to_le_bytes());
         self.filter.insert(&entry.key);
         self.entries += 1;
-        if self.page.len() == PAGE_ENTRIES * ENTRY_BYTES { self.end_page() } else { Ok(()) }
+        if self.page.len() == PAGE_ENTRIES * ENTRY_BYTES {
+            self.end_page()
+        } else {
+            Ok(())
+        }
     }
 
     fn end_page(&mut self) -> Result<()> {
@@ -109,7 +127,10 @@ impl RunWriter {
         self.page.resize(PAGE_BYTES - TAG_BYTES, 0xFF);
         let number = u64::try_from(self.fence.len()).unwrap_or(0);
         let tag = tag(&self.hasher, number, &self.page);
-        let written = self.file.write_all(&tag).and_then(|()| self.file.write_all(&self.page));
+        let written = self
+            .file
+            .write_all(&tag)
+            .and_then(|()| self.file.write_all(&self.page));
         written.map_err(failed(&self.path))?;
         self.page.clear();
         Ok(())
@@ -117,7 +138,10 @@ impl RunWriter {
 
     pub(crate) fn finish(mut self) -> Result<Run> {
         self.end_page()?;
-        let file = self.file.into_inner().map_err(std::io::IntoInnerError::into_error);
+        let file = self
+            .file
+            .into_inner()
+            .map_err(std::io::IntoInnerError::into_error);
         let file = file.map_err(failed(&self.path))?;
         Ok(Run {
             id: self.id,
@@ -149,7 +173,10 @@ impl Run {
             fence: Vec::new(),
             filter: Filter::new(usize::try_from(entries).map_err(|_| damaged(Path::new("index")))?),
         };
-        let (mut fence, mut filter) = (Vec::new(), std::mem::replace(&mut run.filter, Filter::new(0)));
+        let (mut fence, mut filter) = (
+            Vec::new(),
+            std::mem::replace(&mut run.filter, Filter::new(0)),
+        );
         let mut last = None;
         for page in 0..pages {
             let entries = run.page(page)?;
@@ -174,7 +201,10 @@ impl Run {
         }
         let wanted = prefix(key);
         // Equal prefixes may begin in the page before the first whose own first entry has it.
-        let first = self.fence.partition_point(|at| *at < wanted).saturating_sub(1);
+        let first = self
+            .fence
+            .partition_point(|at| *at < wanted)
+            .saturating_sub(1);
         for page in first..self.fence.len() {
             if self.fence.get(page).is_none_or(|at| *at > wanted) {
                 break;
@@ -197,7 +227,9 @@ impl Run {
     fn page(&self, number: u64) -> Result<Vec<Entry>> {
         let mut bytes = [0u8; PAGE_BYTES];
         let offset = number.saturating_mul(PAGE_BYTES as u64);
-        self.file.read_exact_at(&mut bytes, offset).map_err(failed(&self.path))?;
+        self.file
+            .read_exact_at(&mut bytes, offset)
+            .map_err(failed(&self.path))?;
         let (found, body) = bytes.split_at(TAG_BYTES);
         // Pages are numbered from one in their tags: the writer counts a page when it begins.
         if tag(&self.hasher, number.saturating_add(1), body) != found {

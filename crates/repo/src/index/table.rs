@@ -57,7 +57,10 @@ impl PackTable {
         }
         self.changed = true;
         if let Some(number) = self.number(row.id) {
-            if let Some(old) = self.rows.get_mut(usize::try_from(number).unwrap_or(usize::MAX)) {
+            if let Some(old) = self
+                .rows
+                .get_mut(usize::try_from(number).unwrap_or(usize::MAX))
+            {
                 *old = row;
             }
             return Ok(number);
@@ -70,7 +73,9 @@ impl PackTable {
     }
 
     pub(crate) fn set_state(&mut self, number: u32, state: PackState) {
-        let row = usize::try_from(number).ok().and_then(|at| self.rows.get_mut(at));
+        let row = usize::try_from(number)
+            .ok()
+            .and_then(|at| self.rows.get_mut(at));
         if let Some(row) = row {
             self.changed |= row.state != state;
             row.state = state;
@@ -92,7 +97,9 @@ impl PackTable {
         for id in packs {
             self.condemned.insert(*id, generation);
             if let Some(number) = self.number(*id)
-                && self.row(number).is_some_and(|row| row.state == PackState::Present)
+                && self
+                    .row(number)
+                    .is_some_and(|row| row.state == PackState::Present)
             {
                 self.set_state(number, PackState::Condemned);
             }
@@ -111,7 +118,9 @@ impl PackTable {
         for id in spared {
             self.condemned.remove(&id);
             if let Some(number) = self.number(id)
-                && self.row(number).is_some_and(|row| row.state == PackState::Condemned)
+                && self
+                    .row(number)
+                    .is_some_and(|row| row.state == PackState::Condemned)
             {
                 self.set_state(number, PackState::Present);
             }
@@ -120,11 +129,19 @@ impl PackTable {
 
     /// Packs that need not be loaded again.
     pub(crate) fn present_ids(&self) -> HashSet<PackId> {
-        self.rows.iter().filter(|row| row.state != PackState::Absent).map(|row| row.id).collect()
+        self.rows
+            .iter()
+            .filter(|row| row.state != PackState::Absent)
+            .map(|row| row.id)
+            .collect()
     }
 
     pub(crate) fn present_count(&self) -> u64 {
-        let present = self.rows.iter().filter(|row| row.state != PackState::Absent).count();
+        let present = self
+            .rows
+            .iter()
+            .filter(|row| row.state != PackState::Absent)
+            .count();
         u64::try_from(present).unwrap_or(u64::MAX)
     }
 

@@ -28,7 +28,11 @@ pub struct KeyFile {
 
 impl KeyFile {
     pub(crate) fn new(repository: RepositoryId, slot: SlotId, secret: SecretKey) -> Self {
-        Self { repository, slot, secret }
+        Self {
+            repository,
+            slot,
+            secret,
+        }
     }
 
     /// The repository that it opens.
@@ -46,23 +50,39 @@ impl KeyFile {
     }
 
     fn checksum(&self) -> String {
-        let parts: [&[u8]; 3] =
-            [self.repository.as_bytes(), self.slot.as_bytes(), self.secret.bytes()];
-        hex(&crypto::derive_id(context::SECRET_CHECKSUM, &parts)).chars().take(16).collect()
+        let parts: [&[u8]; 3] = [
+            self.repository.as_bytes(),
+            self.slot.as_bytes(),
+            self.secret.bytes(),
+        ];
+        hex(&crypto::derive_id(context::SECRET_CHECKSUM, &parts))
+            .chars()
+            .take(16)
+            .collect()
     }
 }
 
 impl fmt::Debug for KeyFile {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "KeyFile {{ repository: {}, slot: {}, .. }}", self.repository, self.slot)
+        write!(
+            f,
+            "KeyFile {{ repository: {}, slot: {}, .. }}",
+            self.repository, self.slot
+        )
     }
 }
 
 impl fmt::Display for KeyFile {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "# Hikae key file")?;
-        writeln!(f, "# Who has this file and the repository can read every disk in it. Without it (or a recovery")?;
-        writeln!(f, "# key, or a passphrase) nobody can. Keep copies apart from the repository.")?;
+        writeln!(
+            f,
+            "# Who has this file and the repository can read every disk in it. Without it (or a recovery"
+        )?;
+        writeln!(
+            f,
+            "# key, or a passphrase) nobody can. Keep copies apart from the repository."
+        )?;
         writeln!(f, "repository: {}", self.repository)?;
         writeln!(f, "slot: {}", self.slot)?;
         writeln!(f, "secret: {}", hex(self.secret.bytes()))?;
@@ -92,7 +112,9 @@ impl FromStr for KeyFile {
         if value("checksum")? == file.checksum() {
             Ok(file)
         } else {
-            Err(invalid("its checksum does not fit: a digit was changed or is missing"))
+            Err(invalid(
+                "its checksum does not fit: a digit was changed or is missing",
+            ))
         }
     }
 }
@@ -147,7 +169,10 @@ impl FromStr for RecoveryKey {
         let secret: String = digits.chars().take(64).collect();
         let key = unhex(&secret).map(SecretKey::from_bytes).map(Self);
         key.filter(|key| key.digits() == digits).ok_or_else(|| {
-            Error::new(ErrorKind::Invalid, "recovery key: a digit was changed or is missing")
+            Error::new(
+                ErrorKind::Invalid,
+                "recovery key: a digit was changed or is missing",
+            )
         })
     }
 }

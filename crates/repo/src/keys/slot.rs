@@ -122,7 +122,12 @@ impl Slot {
                 let mut salt = [0u8; 16];
                 random.fill(&mut salt)?;
                 let (memory_kib, passes) = (ARGON_MEMORY_KIB, ARGON_PASSES);
-                Some(Argon { memory_kib, passes, lanes: 1, salt: hex(&salt) })
+                Some(Argon {
+                    memory_kib,
+                    passes,
+                    lanes: 1,
+                    salt: hex(&salt),
+                })
             }
         };
         let key = slot_key(id, secret, argon2id.as_ref())?;
@@ -153,25 +158,35 @@ impl Slot {
         let mut wrapped = unhex::<48>(&self.wrapped).ok_or_else(malformed)?;
         let key = slot_key(self.slot, secret, self.argon2id.as_ref())?;
         let aad = associated_data(repository, self.slot, self.kind);
-        if AeadKey::new(&key)?.open_in_place(nonce, &aad, &mut wrapped).is_none() {
+        if AeadKey::new(&key)?
+            .open_in_place(nonce, &aad, &mut wrapped)
+            .is_none()
+        {
             return Ok(None);
         }
-        let master = wrapped.first_chunk::<32>().map(|bytes| SecretKey::from_bytes(*bytes));
+        let master = wrapped
+            .first_chunk::<32>()
+            .map(|bytes| SecretKey::from_bytes(*bytes));
         Ok(master.filter(|master| master_id(master) == self.master))
     }
 }
 
 fn associated_data(repository: RepositoryId, slot: SlotId, kind: SlotKind) -> Vec<u8> {
-    let parts: [&[u8]; 4] =
-        [b"hikae v1 slot", repository.as_bytes(), slot.as_bytes(), kind.word().as_bytes()];
+    let parts: [&[u8]; 4] = [
+        b"hikae v1 slot",
+        repository.as_bytes(),
+        slot.as_bytes(),
+        kind.word().as_bytes(),
+    ];
     parts.concat()
 }
 
 fn slot_key(id: SlotId, secret: &SlotSecret<'_>, argon: Option<&Argon>) -> Result<SecretKey> {
     match (secret, argon) {
-        (SlotSecret::Key(key), None) => {
-            Ok(crypto::derive(context::SLOT_KEY, &[key.bytes(), id.as_bytes()]))
-        }
+        (SlotSecret::Key(key), None) => Ok(crypto::derive(
+            context::SLOT_KEY,
+            &[key.bytes(), id.as_bytes()],
+        )),
         (SlotSecret::Passphrase(text), Some(argon)) => {
             let bad = |what: &str| Error::corrupt(format_args!("key slot {id}"), what);
             if argon.memory_kib > MAX_ARGON_MEMORY_KIB
@@ -189,7 +204,10 @@ fn slot_key(id: SlotId, secret: &SlotSecret<'_>, argon: Option<&Argon>) -> Resul
                 .map_err(|_| Error::new(ErrorKind::Invalid, "the passphrase is too long"))?;
             Ok(SecretKey::from_bytes(key))
         }
-        _ => Err(Error::corrupt(format_args!("key slot {id}"), "its derivation does not fit its kind")),
+        _ => Err(Error::corrupt(
+            format_args!("key slot {id}"),
+            "its derivation does not fit its kind",
+        )),
     }
 }
 
@@ -225,7 +243,11 @@ fn read_slot(store: &dyn Store, name: &store::ObjectName) -> Result<Slot> {
     }
     let slot: Slot = serde_json::from_slice(&text)
         .map_err(|error| Error::corrupt(name, "malformed").caused_by(error))?;
-    if names::slot(slot.slot)? == *name { Ok(slot) } else { Err(Error::corrupt(name, "another slot's")) }
+    if names::slot(slot.slot)? == *name {
+        Ok(slot)
+    } else {
+        Err(Error::corrupt(name, "another slot's"))
+    }
 }
 
 /// Finds the slot that this opens; the slot and the master key.
@@ -246,7 +268,10 @@ pub(crate) fn open_any(
     if let Unlock::KeyFile(file) = unlock
         && file.repository() != repository
     {
-        let what = format!("the key file is of repository {}, this is {repository}", file.repository());
+        let what = format!(
+            "the key file is of repository {}, this is {repository}",
+            file.repository()
+        );
         return Err(Error::new(ErrorKind::WrongKey, what));
     }
     let mut damaged = None;
@@ -262,7 +287,9 @@ pub(crate) fn open_any(
             continue;
         }
         let opened = match unlock {
-            Unlock::KeyFile(file) => slot.unwrap(repository, &SlotSecret::Key(KeyFile::secret(file)))?,
+            Unlock::KeyFile(file) => {
+                slot.unwrap(repository, &SlotSecret::Key(KeyFile::secret(file)))?
+            }
             Unlock::RecoveryKey(key) => {
                 slot.unwrap(repository, &SlotSecret::Key(RecoveryKey::secret(key)))?
             }
@@ -273,7 +300,10 @@ pub(crate) fn open_any(
             return Ok((slot.slot, master));
         }
     }
-    let error = Error::new(ErrorKind::WrongKey, format!("this opens no key slot of repository {repository}"));
+    let error = Error::new(
+        ErrorKind::WrongKey,
+        format!("this opens no key slot of repository {repository}"),
+    );
     Err(match damaged {
         Some(cause) => error.caused_by(cause),
         None => error,

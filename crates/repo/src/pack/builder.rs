@@ -8,12 +8,12 @@ use std::sync::Arc;
 use crate::blobs::EncodedBlob;
 use crate::crypto::{self, AeadKey};
 use crate::format::blob::BLOCK_BYTES;
-use crate::format::pack::{self as layout, FrameHeader, Trailer};
+use crate::format::pack::{self as layout, Trailer};
 use crate::format::segment::PackDirectory;
 use crate::format::{
-    Cipher, Codec, DIRECTORY_ENTRY_BYTES, DIRECTORY_ORDINAL, DirectoryEntry,
-    FRAME_HEADER_BYTES, MAX_PACK_BYTES, MAX_PACK_ENTRIES, PACK_TRAILER_BYTES,
-    PackHeader, PackKind, TAG_BYTES, context,
+    Cipher, Codec, DIRECTORY_ENTRY_BYTES, DIRECTORY_ORDINAL, DirectoryEntry, FRAME_HEADER_BYTES,
+    MAX_PACK_BYTES, MAX_PACK_ENTRIES, PACK_TRAILER_BYTES, PackHeader, PackKind, TAG_BYTES,
+    TARGET_DATA_PACK_BYTES, TARGET_NODE_PACK_BYTES, context,
 };
 use crate::vault::WriteKey;
 use crate::{BlobName, Error, ErrorKind, PackId, Random, Result};
@@ -47,14 +47,23 @@ impl PackBuilder {
         if write.cipher == Cipher::Aes256Gcm {
             random.fill(&mut salt)?;
         }
-        let header = PackHeader { kind, cipher: write.cipher, pack_id, key_id: write.id, salt };
+        let header = PackHeader {
+            kind,
+            cipher: write.cipher,
+            pack_id,
+            key_id: write.id,
+            salt,
+        };
         buffer.clear();
+        // Address space only: pages are touched as the pack grows, and nothing is moved when it does.
+        buffer.reserve(reserved_bytes(kind));
         buffer.extend_from_slice(&header.encode());
-        Ok(Self { header, write, bytes: buffer, entries: Vec::new() })
-    }
-
-    pub(crate) fn kind(&self) -> PackKind {
-        self.header.kind
+        Ok(Self {
+            header,
+            write,
+            bytes: buffer,
+            entries: Vec::new(),
+        })
     }
 
     pub(crate) fn pack_id(&self) -> PackId {
@@ -110,20 +119,18 @@ impl PackBuilder {
     /// [`ErrorKind::Corrupt`] when a blob does not decode to what its name says: the memory or the processor lied, or
     /// the caller gave bytes of another name.
     pub(crate) fn seal(mut self) -> Result<SealedPack> {
-        let parts: [&[u8]; 3] =
-            [self.write.key.bytes(), &self.header.salt, self.header.pack_id.as_bytes()];
+        let parts: [&[u8]; 3] = [
+            self.write.key.bytes(),
+            &self.header.salt,
+            self.header.pack_id.as_bytes(),
+        ];
         let key = match self.header.cipher {
             Cipher::Plain => None,
             Cipher::Aes256Gcm => Some(AeadKey::new(&crypto::derive(context::PACK_KEY, &parts))?),
         };
-        for (ordinal, entry) in self.entries.iter().enumerate() {
-            let frame = entry.frame(u32::try_from(ordinal).unwrap_or(DIRECTORY_ORDINAL));
-            let start = index(entry.offset) + FRAME_HEADER_BYTES;
-            let end = start + index(entry.stored_len);
-            seal_frame(&self.header, key.as_ref(), &frame, &mut self.bytes[start..end])?;
-        }
-        self.append_directory(key.as_ref())?;
-        self.check(key)?;
+        let decoder = BlobDecoder::with_key(self.header, key);
+        self.seal_and_check(&decoder)?;
+        self.append_directory(&decoder)?;
         let too_big = || Error::new(ErrorKind::Invalid, "a pack above the limits");
         Ok(SealedPack {
             directory: PackDirectory {
@@ -137,7 +144,7 @@ impl PackBuilder {
             bytes: self.bytes,
         })
     }
-    fn append_directory(&mut self, key: Option<&AeadKey>) -> Result<()> {
+    fn append_directory(&mut self, decoder: &BlobDecoder) -> Result<()> {
         let too_big = |_| Error::new(ErrorKind::Invalid, "a pack above the limits");
         let overhead = self.header.cipher.overhead_bytes();
         let mut plain = Vec::with_capacity(self.entries.len() * DIRECTORY_ENTRY_BYTES + overhead);
@@ -152,7 +159,7 @@ impl PackBuilder {
             checksum: [0; 32],
         };
         let frame = trailer.directory_frame(self.header.cipher);
-        seal_frame(&self.header, key, &frame, &mut plain)?;
+        decoder.seal(&frame, &mut plain)?;
         self.bytes.extend_from_slice(&frame.encode());
         self.bytes.extend_from_slice(&plain);
         self.bytes.extend_from_slice(&trailer.encode_fields());
@@ -161,42 +168,40 @@ impl PackBuilder {
         Ok(())
     }
 
-    /// Decodes and hashes every blob of the sealed bytes.
-    fn check(&self, key: Option<AeadKey>) -> Result<()> {
-        let decoder = BlobDecoder::with_key(self.header, key);
+    /// Encrypts each blob in place, and decodes and hashes what that gave while it is still in the processor's cache.
+    fn seal_and_check(&mut self, decoder: &BlobDecoder) -> Result<()> {
         let mut plain = vec![0; BLOCK_BYTES];
-        let mut stored = Vec::new();
+        let mut copy = Vec::new();
         for (ordinal, entry) in self.entries.iter().enumerate() {
+            let ordinal = u32::try_from(ordinal).unwrap_or(DIRECTORY_ORDINAL);
             let start = index(entry.offset);
             let end = start + FRAME_HEADER_BYTES + index(entry.stored_len);
-            stored.clear();
-            stored.extend_from_slice(&self.bytes[start..end]);
-            let ordinal = u32::try_from(ordinal).unwrap_or(DIRECTORY_ORDINAL);
+            let bytes = &mut self.bytes[start..end];
+            decoder.seal(&entry.frame(ordinal), &mut bytes[FRAME_HEADER_BYTES..])?;
+            copy.clear();
+            copy.extend_from_slice(bytes);
             let plain = &mut plain[..entry.name.plain_len()];
-            decoder.decode(entry, ordinal, &mut stored, plain).map_err(|fault| {
-                let what = format!("new pack {}: {}: {fault}", self.header.pack_id, entry.name);
-                Error::new(ErrorKind::Corrupt, what)
-            })?;
+            decoder
+                .decode(entry, ordinal, &mut copy, plain)
+                .map_err(|fault| {
+                    let what = format!("new pack {}: {}: {fault}", self.header.pack_id, entry.name);
+                    Error::new(ErrorKind::Corrupt, what)
+                })?;
         }
         Ok(())
     }
 }
 
-/// Encrypts the stored bytes of one frame, whose last sixteen are room for the tag.
-fn seal_frame(
-    header: &PackHeader,
-    key: Option<&AeadKey>,
-    frame: &FrameHeader,
-    stored: &mut [u8],
-) -> Result<()> {
-    let Some(key) = key else { return Ok(()) };
-    let (text, tag) = stored.split_at_mut(stored.len().saturating_sub(TAG_BYTES));
-    let aad = frame.associated_data(header.kind, header.pack_id);
-    tag.copy_from_slice(&key.seal_in_place(frame.nonce(), &aad, text)?);
-    Ok(())
-}
-
 /// An offset or length that the builder wrote itself.
 fn index(value: u32) -> usize {
     usize::try_from(value).unwrap_or(usize::MAX)
+}
+
+/// The longest that a pack of a kind usually gets.
+fn reserved_bytes(kind: PackKind) -> usize {
+    let target = match kind {
+        PackKind::Data => TARGET_DATA_PACK_BYTES,
+        PackKind::Node => TARGET_NODE_PACK_BYTES,
+    };
+    target + (target >> 4)
 }

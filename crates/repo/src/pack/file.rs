@@ -36,9 +36,11 @@ impl PackFile {
         let name = names::pack(kind, id)?;
         let find = |key: KeyId| vault.data_key(key);
         match read_directory(vault.store(), &name, kind, id, &find) {
-            Ok((decoder, entries, _)) => {
-                Ok(Self { name, decoder, entries: Entries::Dense(entries) })
-            }
+            Ok((decoder, entries, _)) => Ok(Self {
+                name,
+                decoder,
+                entries: Entries::Dense(entries),
+            }),
             Err(error) if error.kind() == ErrorKind::Corrupt => {
                 Self::salvage(vault, name, kind, id).map_err(|_| error)
             }
@@ -55,7 +57,11 @@ impl PackFile {
         }
         let decoder = BlobDecoder::new(header, &|key| vault.data_key(key))?;
         let entries = Entries::Sparse(scan_frames(&decoder, &bytes).into_iter().collect());
-        Ok(Self { name, decoder, entries })
+        Ok(Self {
+            name,
+            decoder,
+            entries,
+        })
     }
 
     pub(crate) fn name(&self) -> &ObjectName {
@@ -101,8 +107,12 @@ impl PackFile {
 
     /// Decodes one blob from its frame's bytes, which are used up.
     pub(crate) fn decode(&self, ordinal: u32, frame: &mut [u8], plain: &mut [u8]) -> Result<()> {
-        let entry = self.entry(ordinal).ok_or_else(|| self.fault(ordinal, PackFault::Frame))?;
-        self.decoder.decode(entry, ordinal, frame, plain).map_err(|fault| self.fault(ordinal, fault))
+        let entry = self
+            .entry(ordinal)
+            .ok_or_else(|| self.fault(ordinal, PackFault::Frame))?;
+        self.decoder
+            .decode(entry, ordinal, frame, plain)
+            .map_err(|fault| self.fault(ordinal, fault))
     }
 
     fn fault(&self, ordinal: u32, fault: PackFault) -> Error {
@@ -111,10 +121,14 @@ impl PackFile {
 
     /// Reads and decodes one blob.
     pub(crate) fn read_blob(&self, vault: &Vault, ordinal: u32) -> Result<Vec<u8>> {
-        let entry = self.entry(ordinal).ok_or_else(|| self.fault(ordinal, PackFault::Frame))?;
+        let entry = self
+            .entry(ordinal)
+            .ok_or_else(|| self.fault(ordinal, PackFault::Frame))?;
         let length = u64::from(entry.stored_len)
             .saturating_add(u64::try_from(FRAME_HEADER_BYTES).unwrap_or(0));
-        let mut frame = vault.store().get_range(&self.name, u64::from(entry.offset), length)?;
+        let mut frame = vault
+            .store()
+            .get_range(&self.name, u64::from(entry.offset), length)?;
         let mut plain = vec![0; entry.name.plain_len()];
         self.decode(ordinal, &mut frame, &mut plain)?;
         Ok(plain)
@@ -136,7 +150,10 @@ struct Kept {
 
 impl PackCache {
     pub(crate) fn new(limit_bytes: usize) -> Self {
-        Self { limit_bytes, inner: Mutex::new(Kept::default()) }
+        Self {
+            limit_bytes,
+            inner: Mutex::new(Kept::default()),
+        }
     }
 
     /// The pack, opened now if it was not.
@@ -158,8 +175,14 @@ impl PackCache {
             kept.bytes = kept.bytes.saturating_add(pack.weight());
         }
         while kept.bytes > self.limit_bytes && kept.packs.len() > 1 {
-            let oldest = kept.packs.iter().min_by_key(|(_, (used, _))| *used).map(|(id, _)| *id);
-            let Some((_, gone)) = oldest.and_then(|id| kept.packs.remove(&id)) else { break };
+            let oldest = kept
+                .packs
+                .iter()
+                .min_by_key(|(_, (used, _))| *used)
+                .map(|(id, _)| *id);
+            let Some((_, gone)) = oldest.and_then(|id| kept.packs.remove(&id)) else {
+                break;
+            };
             kept.bytes = kept.bytes.saturating_sub(gone.weight());
         }
         Ok(pack)

@@ -18,7 +18,7 @@ use crate::format::blob::BLOCK_BYTES;
 use crate::format::pack::{self as layout, FIRST_FRAME, FrameHeader, Trailer};
 use crate::format::{
     BlobName, CHECKSUM_BYTES, Cipher, DIRECTORY_LEVEL, DirectoryEntry, FRAME_HEADER_BYTES,
-    MAX_STORED_BLOB_BYTES, PACK_HEADER_BYTES, PACK_TRAILER_BYTES, PackHeader, PackKind,
+    MAX_STORED_BLOB_BYTES, PACK_HEADER_BYTES, PACK_TRAILER_BYTES, PackHeader, PackKind, TAG_BYTES,
     context,
 };
 use crate::{Error, ErrorKind, KeyId, PackId, Result};
@@ -73,8 +73,7 @@ impl BlobDecoder {
                     );
                     Error::new(ErrorKind::WrongKey, what)
                 })?;
-                let parts: [&[u8]; 3] =
-                    [data_key.bytes(), &header.salt, header.pack_id.as_bytes()];
+                let parts: [&[u8]; 3] = [data_key.bytes(), &header.salt, header.pack_id.as_bytes()];
                 Some(AeadKey::new(&crypto::derive(context::PACK_KEY, &parts))?)
             }
         };
@@ -83,6 +82,20 @@ impl BlobDecoder {
 
     pub(crate) fn with_key(header: PackHeader, key: Option<AeadKey>) -> Self {
         Self { header, key }
+    }
+
+    /// Encrypts the stored bytes of one frame in place; the last sixteen are room for the tag.
+    pub(crate) fn seal(&self, frame: &FrameHeader, stored: &mut [u8]) -> Result<()> {
+        let Some(key) = &self.key else { return Ok(()) };
+        let Some((text, tag)) = stored.split_last_chunk_mut::<TAG_BYTES>() else {
+            return Err(Error::new(
+                ErrorKind::Invalid,
+                "a frame without room for its tag",
+            ));
+        };
+        let aad = frame.associated_data(self.header.kind, self.header.pack_id);
+        *tag = key.seal_in_place(frame.nonce(), &aad, text)?;
+        Ok(())
     }
 
     pub(crate) fn header(&self) -> &PackHeader {
@@ -97,8 +110,9 @@ impl BlobDecoder {
         frame: &mut [u8],
         plain: &mut [u8],
     ) -> std::result::Result<(), PackFault> {
-        let (head, stored) =
-            frame.split_at_mut_checked(FRAME_HEADER_BYTES).ok_or(PackFault::Frame)?;
+        let (head, stored) = frame
+            .split_at_mut_checked(FRAME_HEADER_BYTES)
+            .ok_or(PackFault::Frame)?;
         let wanted = entry.frame(ordinal);
         if FrameHeader::decode(head) != Some(wanted) {
             return Err(PackFault::Frame);
@@ -108,7 +122,11 @@ impl BlobDecoder {
             Ok(true) => {}
             _ => return Err(PackFault::Encoding),
         }
-        if entry.name.names(plain) { Ok(()) } else { Err(PackFault::Hash) }
+        if entry.name.names(plain) {
+            Ok(())
+        } else {
+            Err(PackFault::Hash)
+        }
     }
 
     /// Decrypts the stored bytes of a frame in place.
@@ -120,10 +138,13 @@ impl BlobDecoder {
         if usize::try_from(frame.stored_len) != Ok(stored.len()) {
             return Err(PackFault::Frame);
         }
-        let Some(key) = &self.key else { return Ok(stored) };
+        let Some(key) = &self.key else {
+            return Ok(stored);
+        };
         let aad = frame.associated_data(self.header.kind, self.header.pack_id);
-        let length =
-            key.open_in_place(frame.nonce(), &aad, stored).ok_or(PackFault::Authenticity)?;
+        let length = key
+            .open_in_place(frame.nonce(), &aad, stored)
+            .ok_or(PackFault::Authenticity)?;
         stored.get(..length).ok_or(PackFault::Frame)
     }
 }
@@ -142,7 +163,10 @@ pub(crate) fn open_frame(
     }
     Ok(match header.level {
         0 => BlobName::Block(BlockHash::of(plain)),
-        level => BlobName::Node { level, hash: NodeHash::of(level, plain) },
+        level => BlobName::Node {
+            level,
+            hash: NodeHash::of(level, plain),
+        },
     })
 }
 
@@ -184,9 +208,13 @@ pub(crate) fn read_directory(
     if from_end > tail_len {
         tail = store.get_range(name, u64::from(trailer.directory_offset), from_end)?;
     }
-    let start = u64::try_from(tail.len()).unwrap_or(0).saturating_sub(from_end);
+    let start = u64::try_from(tail.len())
+        .unwrap_or(0)
+        .saturating_sub(from_end);
     let start = usize::try_from(start).unwrap_or(usize::MAX);
-    let bytes = tail.get_mut(start..).ok_or_else(|| corrupt("shorter than its directory"))?;
+    let bytes = tail
+        .get_mut(start..)
+        .ok_or_else(|| corrupt("shorter than its directory"))?;
     let entries = open_directory(&decoder, &trailer, bytes).map_err(corrupt)?;
     Ok((decoder, entries, size))
 }
@@ -201,12 +229,16 @@ fn open_directory(
     let header = decoder.header();
     let frame = trailer.directory_frame(header.cipher);
     let length = usize::try_from(trailer.directory_stored_len).map_err(|_| SHORT)?;
-    let (head, rest) = bytes.split_at_mut_checked(FRAME_HEADER_BYTES).ok_or(SHORT)?;
+    let (head, rest) = bytes
+        .split_at_mut_checked(FRAME_HEADER_BYTES)
+        .ok_or(SHORT)?;
     if FrameHeader::decode(head) != Some(frame) {
         return Err("the directory's frame is damaged");
     }
     let stored = rest.get_mut(..length).ok_or(SHORT)?;
-    let plain = decoder.decrypt(&frame, stored).map_err(|_| "its directory is damaged")?;
+    let plain = decoder
+        .decrypt(&frame, stored)
+        .map_err(|_| "its directory is damaged")?;
     let entries = layout::decode_directory(header.kind, trailer.directory_offset, plain)?;
     if usize::try_from(trailer.count) == Ok(entries.len()) {
         Ok(entries)
@@ -231,8 +263,9 @@ pub(crate) fn check_whole_pack(
 ) -> Result<CheckedPack> {
     let corrupt = |what: &'static str| Error::corrupt(name, what);
     let header = check_header(name, kind, id, bytes)?;
-    let (body, sum) =
-        bytes.split_last_chunk::<CHECKSUM_BYTES>().ok_or_else(|| corrupt("shorter than a trailer"))?;
+    let (body, sum) = bytes
+        .split_last_chunk::<CHECKSUM_BYTES>()
+        .ok_or_else(|| corrupt("shorter than a trailer"))?;
     if layout::checksum(body) != *sum {
         return Err(corrupt("its checksum does not fit its bytes"));
     }
@@ -244,14 +277,23 @@ pub(crate) fn check_whole_pack(
     let decoder = match BlobDecoder::new(header, find_key) {
         Ok(decoder) => decoder,
         Err(error) if error.kind() == ErrorKind::WrongKey => {
-            return Ok(CheckedPack { decoder: None, entries: Vec::new() });
+            return Ok(CheckedPack {
+                decoder: None,
+                entries: Vec::new(),
+            });
         }
         Err(error) => return Err(error),
     };
     let start = usize::try_from(trailer.directory_offset).unwrap_or(usize::MAX);
-    let mut end = bytes.get(start..).ok_or_else(|| corrupt("shorter than its directory"))?.to_vec();
+    let mut end = bytes
+        .get(start..)
+        .ok_or_else(|| corrupt("shorter than its directory"))?
+        .to_vec();
     let entries = open_directory(&decoder, &trailer, &mut end).map_err(corrupt)?;
-    Ok(CheckedPack { decoder: Some(decoder), entries })
+    Ok(CheckedPack {
+        decoder: Some(decoder),
+        entries,
+    })
 }
 
 /// Finds the blobs of a damaged pack by its frames alone: every entry that it returns was decrypted and hashed.

@@ -25,7 +25,9 @@ pub(crate) mod hash_text {
         T::Err: Display,
         D: Deserializer<'de>,
     {
-        String::deserialize(d)?.parse().map_err(serde::de::Error::custom)
+        String::deserialize(d)?
+            .parse()
+            .map_err(serde::de::Error::custom)
     }
 }
 
@@ -146,7 +148,10 @@ impl DiskVersion {
 
     /// Its content.
     pub fn tree(&self) -> DiskTree {
-        DiskTree { length_bytes: self.length_bytes, top: self.top }
+        DiskTree {
+            length_bytes: self.length_bytes,
+            top: self.top,
+        }
     }
 
     /// Whether the root binds the length, the height, the top and what was left out.
@@ -162,7 +167,10 @@ impl DiskVersion {
             Ok(())
         } else {
             let shown: String = self.label.chars().take(80).collect();
-            Err(Error::corrupt(object, format_args!("disk {shown:?} has a root that is not its own")))
+            Err(Error::corrupt(
+                object,
+                format_args!("disk {shown:?} has a root that is not its own"),
+            ))
         }
     }
 }

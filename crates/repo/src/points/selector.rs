@@ -38,7 +38,10 @@ impl ProtectedName {
             return Ok(Self(text));
         };
         let shown: String = text.chars().take(80).collect();
-        Err(Error::new(ErrorKind::Invalid, format!("name {shown:?}: {what}")))
+        Err(Error::new(
+            ErrorKind::Invalid,
+            format!("name {shown:?}: {what}"),
+        ))
     }
 
     /// The text.
@@ -98,7 +101,10 @@ impl FromStr for PointSelector {
 
     fn from_str(text: &str) -> Result<Self> {
         let Some((name, which)) = text.split_once('@') else {
-            return Ok(Self { name: text.parse()?, which: Which::Latest });
+            return Ok(Self {
+                name: text.parse()?,
+                which: Which::Latest,
+            });
         };
         let digits = |c: char| c.is_ascii_digit();
         let which = if which == "latest" {
@@ -116,7 +122,10 @@ impl FromStr for PointSelector {
             );
             return Err(Error::new(ErrorKind::Invalid, what));
         };
-        Ok(Self { name: name.parse()?, which })
+        Ok(Self {
+            name: name.parse()?,
+            which,
+        })
     }
 }
 

@@ -58,7 +58,10 @@ impl Signer {
         let writer = key_pair(&SecretKey::generate(random)?)?;
         let certified = [WRITER_PREFIX, writer.public_key().as_ref()].concat();
         let certificate = hex(key_pair(root_seed)?.sign(&certified).as_ref());
-        Ok(Self { writer, certificate })
+        Ok(Self {
+            writer,
+            certificate,
+        })
     }
 
     pub(crate) fn sign(&self, body: &str) -> PointSignature {
@@ -72,7 +75,11 @@ impl Signer {
 }
 
 /// Whether a body was signed by a writer that this root key certifies.
-pub(crate) fn verify_signature(root_public_key: &str, body: &str, signature: &PointSignature) -> bool {
+pub(crate) fn verify_signature(
+    root_public_key: &str,
+    body: &str,
+    signature: &PointSignature,
+) -> bool {
     let parts = (
         unhex::<32>(root_public_key),
         unhex::<32>(&signature.writer),
@@ -84,6 +91,10 @@ pub(crate) fn verify_signature(root_public_key: &str, body: &str, signature: &Po
     };
     let certified = [WRITER_PREFIX, &writer].concat();
     let message = [POINT_PREFIX, body.as_bytes()].concat();
-    UnparsedPublicKey::new(&ED25519, root).verify(&certified, &certificate).is_ok()
-        && UnparsedPublicKey::new(&ED25519, writer).verify(&message, &signed).is_ok()
+    UnparsedPublicKey::new(&ED25519, root)
+        .verify(&certified, &certificate)
+        .is_ok()
+        && UnparsedPublicKey::new(&ED25519, writer)
+            .verify(&message, &signed)
+            .is_ok()
 }

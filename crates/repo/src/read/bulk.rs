@@ -31,8 +31,14 @@ pub struct BulkRead {
 
 impl Default for BulkRead {
     fn default() -> Self {
-        let workers = crate::repository::core_count().saturating_mul(2).clamp(2, 8);
-        Self { workers, first: LeafIndex(0), end: None }
+        let workers = crate::repository::core_count()
+            .saturating_mul(2)
+            .clamp(2, 8);
+        Self {
+            workers,
+            first: LeafIndex(0),
+            end: None,
+        }
     }
 }
 
@@ -77,7 +83,8 @@ impl<'a> LeafBlocks<'a> {
                 .leaf
                 .offset()
                 .saturating_add(u64::try_from(first * BLOCK_BYTES).unwrap_or(u64::MAX));
-            let left = usize::try_from(self.length_bytes.saturating_sub(offset)).unwrap_or(usize::MAX);
+            let left =
+                usize::try_from(self.length_bytes.saturating_sub(offset)).unwrap_or(usize::MAX);
             let bytes = self.bytes.get(first * BLOCK_BYTES..slot * BLOCK_BYTES)?;
             let bytes = bytes.get(..bytes.len().min(left))?;
             (!bytes.is_empty()).then_some((offset, bytes))
@@ -96,7 +103,9 @@ impl Walk<'_> {
     /// The next leaf that is not all zeros.
     fn next_leaf(&mut self) -> Result<Option<(LeafIndex, Node)>> {
         while self.next.0 < self.end {
-            let Some(run) = self.tree.run_at(self.next)? else { return Ok(None) };
+            let Some(run) = self.tree.run_at(self.next)? else {
+                return Ok(None);
+            };
             if run.hash == NodeHash::zero(1) {
                 self.next = LeafIndex(run.first.0.saturating_add(run.count));
                 continue;
@@ -138,7 +147,11 @@ impl VersionReader {
         let end = options.end.map_or(count, |end| end.0.min(count));
         let work = Work {
             reader: self,
-            walk: Mutex::new(Walk { tree: self.tree()?, next: options.first, end }),
+            walk: Mutex::new(Walk {
+                tree: self.tree()?,
+                next: options.first,
+                end,
+            }),
             wanted,
             sink,
             failed: Mutex::new(None),
@@ -152,7 +165,11 @@ impl VersionReader {
                 scope.spawn(|| work.run());
             }
         });
-        let failed = work.failed.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let failed = work
+            .failed
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
         match failed {
             Some(error) => Err(error),
             None => Ok(BulkStats {
@@ -191,7 +208,9 @@ impl Work<'_> {
                 .map_err(|_| Error::new(ErrorKind::Local, "a reading thread panicked"))?;
             walk.next_leaf()?
         };
-        let Some((leaf, node)) = next else { return Ok(false) };
+        let Some((leaf, node)) = next else {
+            return Ok(false);
+        };
         buffer.resize(usize::try_from(LEAF_SIZE_BYTES).unwrap_or(0), 0);
         let mut read = [false; FANOUT];
         let mut wanted = Vec::new();
@@ -205,14 +224,23 @@ impl Work<'_> {
             if let Some(flag) = read.get_mut(slot) {
                 *flag = true;
             }
-            wanted.push(Wanted { name: BlobName::Block(hash), plain });
+            wanted.push(Wanted {
+                name: BlobName::Block(hash),
+                plain,
+            });
         }
         let count = u64::try_from(wanted.len()).unwrap_or(0);
         fetch(&self.reader.repository, wanted)?;
         self.leaves.fetch_add(1, Ordering::Relaxed);
         self.blocks.fetch_add(count, Ordering::Relaxed);
         let length_bytes = self.reader.disk.length_bytes;
-        (self.sink)(&LeafBlocks { leaf, node: &node, bytes: buffer, read: &read, length_bytes })?;
+        (self.sink)(&LeafBlocks {
+            leaf,
+            node: &node,
+            bytes: buffer,
+            read: &read,
+            length_bytes,
+        })?;
         Ok(true)
     }
 }

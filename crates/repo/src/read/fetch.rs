@@ -38,7 +38,12 @@ pub(crate) fn fetch(repository: &Repository, wanted: Vec<Wanted<'_>>) -> Result<
     for blob in wanted {
         match locate(repository, &blob.name, &mut last)? {
             Some((place, offset, end)) => {
-                located.push(Located { place, offset, end, wanted: blob });
+                located.push(Located {
+                    place,
+                    offset,
+                    end,
+                    wanted: blob,
+                });
             }
             None => read_alone(repository, blob)?,
         }
@@ -71,12 +76,19 @@ fn locate(
     let index = repository.index()?;
     let places = index.find_all(name)?;
     let same = |place: &&BlobPlace| last.as_ref().is_some_and(|(pack, _)| *pack == place.pack);
-    let Some(place) = places.iter().find(same).or(places.last()).copied() else { return Ok(None) };
+    let Some(place) = places.iter().find(same).or(places.last()).copied() else {
+        return Ok(None);
+    };
     let pack = match last {
         Some((number, pack)) if *number == place.pack => Arc::clone(pack),
         _ => {
-            let Some(row) = index.pack(place.pack) else { return Ok(None) };
-            match repository.pack_cache().open(repository.vault(), row.kind, row.id) {
+            let Some(row) = index.pack(place.pack) else {
+                return Ok(None);
+            };
+            match repository
+                .pack_cache()
+                .open(repository.vault(), row.kind, row.id)
+            {
                 Ok(pack) => {
                     *last = Some((place.pack, Arc::clone(&pack)));
                     pack
@@ -86,7 +98,9 @@ fn locate(
             }
         }
     };
-    let entry = pack.entry(place.ordinal).filter(|entry| entry.name == *name);
+    let entry = pack
+        .entry(place.ordinal)
+        .filter(|entry| entry.name == *name);
     Ok(entry.map(|entry| (place, u64::from(entry.offset), entry.end())))
 }
 
@@ -104,11 +118,16 @@ fn read_run(repository: &Repository, run: Vec<Located<'_>>) -> Result<()> {
     let start = first.offset;
     let row = repository.index()?.pack(first.place.pack);
     let opened = row.and_then(|row| {
-        repository.pack_cache().open(repository.vault(), row.kind, row.id).ok()
+        repository
+            .pack_cache()
+            .open(repository.vault(), row.kind, row.id)
+            .ok()
     });
     let bytes = opened.as_ref().and_then(|pack| {
         let store = repository.vault().store();
-        store.get_range(pack.name(), start, end.saturating_sub(start)).ok()
+        store
+            .get_range(pack.name(), start, end.saturating_sub(start))
+            .ok()
     });
     let (Some(pack), Some(bytes)) = (opened, bytes) else {
         for blob in run {
@@ -124,7 +143,11 @@ fn read_run(repository: &Repository, run: Vec<Located<'_>>) -> Result<()> {
         frame.clear();
         frame.extend_from_slice(bytes.get(from..to).unwrap_or_default());
         let whole = frame.len() > FRAME_HEADER_BYTES;
-        if !whole || pack.decode(blob.place.ordinal, &mut frame, blob.wanted.plain).is_err() {
+        if !whole
+            || pack
+                .decode(blob.place.ordinal, &mut frame, blob.wanted.plain)
+                .is_err()
+        {
             read_alone(repository, blob.wanted)?;
         }
     }

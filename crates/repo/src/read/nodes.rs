@@ -58,7 +58,10 @@ impl NodeCache {
             }
         }
         let Some(name) = BlobName::from_parts(level, *hash.as_bytes()) else {
-            return Err(Error::corrupt(hash, format_args!("no tree has a level {level}")));
+            return Err(Error::corrupt(
+                hash,
+                format_args!("no tree has a level {level}"),
+            ));
         };
         if let Some(node) = self.read_neighbourhood(repository, &name)? {
             return Ok(node);
@@ -73,9 +76,16 @@ impl NodeCache {
     /// Reads the node and what follows it in its pack. `None` when anything is in the way.
     fn read_neighbourhood(&self, repository: &Repository, name: &BlobName) -> Result<Option<Node>> {
         let index = repository.index()?;
-        let Some(place) = index.find_all(name)?.pop() else { return Ok(None) };
-        let Some(row) = index.pack(place.pack) else { return Ok(None) };
-        let Ok(pack) = repository.pack_cache().open(repository.vault(), row.kind, row.id) else {
+        let Some(place) = index.find_all(name)?.pop() else {
+            return Ok(None);
+        };
+        let Some(row) = index.pack(place.pack) else {
+            return Ok(None);
+        };
+        let Ok(pack) = repository
+            .pack_cache()
+            .open(repository.vault(), row.kind, row.id)
+        else {
             return Ok(None);
         };
         Ok(self.read_from(repository, &pack, place.ordinal, name))
@@ -99,7 +109,11 @@ impl NodeCache {
             (last, end) = (last.saturating_add(1), next.end());
         }
         let length = end.saturating_sub(start);
-        let mut bytes = repository.vault().store().get_range(pack.name(), start, length).ok()?;
+        let mut bytes = repository
+            .vault()
+            .store()
+            .get_range(pack.name(), start, length)
+            .ok()?;
         let mut rest = bytes.as_mut_slice();
         let mut found = None;
         let mut plain = vec![0; NODE_SIZE_BYTES];
@@ -109,7 +123,9 @@ impl NodeCache {
             let length = FRAME_HEADER_BYTES.saturating_add(usize::try_from(entry.stored_len).ok()?);
             let (frame, after) = rest.split_at_mut_checked(length)?;
             rest = after;
-            let BlobName::Node { level, hash } = entry.name else { continue };
+            let BlobName::Node { level, hash } = entry.name else {
+                continue;
+            };
             if at != ordinal && kept.nodes.contains_key(&(level, hash)) {
                 continue;
             }

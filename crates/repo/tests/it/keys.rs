@@ -26,10 +26,16 @@ fn a_key_file_survives_being_written_and_read() {
     let (_, store, created) = made();
     let file = created.key_file.expect("a key file");
     let text = file.to_string();
-    let again: KeyFile = text.replace('\n', "\r\n").parse().expect("the same key file");
+    let again: KeyFile = text
+        .replace('\n', "\r\n")
+        .parse()
+        .expect("the same key file");
     assert_eq!(again, file);
     open(&store, &Unlock::KeyFile(again)).expect("opened");
-    for (at, digit) in text.char_indices().filter(|(at, c)| *at > 250 && c.is_ascii_digit()) {
+    for (at, digit) in text
+        .char_indices()
+        .filter(|(at, c)| *at > 250 && c.is_ascii_digit())
+    {
         let other = if digit == '1' { '2' } else { '1' };
         let mut changed = text.clone();
         changed.replace_range(at..=at, &other.to_string());
@@ -43,26 +49,43 @@ fn a_recovery_key_opens_and_a_mistyped_one_is_told() {
     let (_, store, created) = made();
     let key = created.recovery_key.expect("a recovery key");
     let text = key.to_string();
-    let typed: RecoveryKey = text.to_uppercase().replace('-', " ").parse().expect("typed");
+    let typed: RecoveryKey = text
+        .to_uppercase()
+        .replace('-', " ")
+        .parse()
+        .expect("typed");
     assert_eq!(typed, key);
     open(&store, &Unlock::RecoveryKey(typed)).expect("opened");
     let first = if text.starts_with('0') { "1" } else { "0" };
     let wrong = format!("{first}{}", &text[1..]);
-    assert_eq!(wrong.parse::<RecoveryKey>().expect_err("mistyped").kind(), ErrorKind::Invalid);
+    assert_eq!(
+        wrong.parse::<RecoveryKey>().expect_err("mistyped").kind(),
+        ErrorKind::Invalid
+    );
     assert!(text[..60].parse::<RecoveryKey>().is_err());
 }
 
 #[test]
 fn a_passphrase_opens_and_another_does_not() {
     let (_, store) = memory();
-    let options =
-        CreateOptions { passphrase: Some("correct horse".to_owned()), ..CreateOptions::default() };
-    Repository::create(Arc::clone(&store), &options, &open_options(), &environment())
-        .expect("a repository");
+    let options = CreateOptions {
+        passphrase: Some("correct horse".to_owned()),
+        ..CreateOptions::default()
+    };
+    Repository::create(
+        Arc::clone(&store),
+        &options,
+        &open_options(),
+        &environment(),
+    )
+    .expect("a repository");
     open(&store, &Unlock::Passphrase("correct horse".to_owned())).expect("opened");
     let error = open(&store, &Unlock::Passphrase("wrong".to_owned())).expect_err("not opened");
     assert_eq!(error.kind(), ErrorKind::WrongKey);
-    assert_eq!(open(&store, &Unlock::Plain).expect_err("locked").kind(), ErrorKind::WrongKey);
+    assert_eq!(
+        open(&store, &Unlock::Plain).expect_err("locked").kind(),
+        ErrorKind::WrongKey
+    );
 }
 
 #[test]
@@ -73,7 +96,10 @@ fn the_key_of_another_repository_opens_nothing() {
         Unlock::KeyFile(other.key_file.expect("a key file")),
         Unlock::RecoveryKey(other.recovery_key.expect("a recovery key")),
     ] {
-        assert_eq!(open(&store, &unlock).expect_err("locked").kind(), ErrorKind::WrongKey);
+        assert_eq!(
+            open(&store, &unlock).expect_err("locked").kind(),
+            ErrorKind::WrongKey
+        );
     }
 }
 
@@ -83,17 +109,28 @@ fn slots_are_added_and_removed_but_never_the_last() {
     let repository = created.repository;
     let file = repository.add_key_file("second").expect("added");
     open(&store, &Unlock::KeyFile(file.clone())).expect("opened by the second");
-    let slots: Vec<_> =
-        repository.slots().expect("slots").into_iter().map(|slot| slot.expect("whole")).collect();
+    let slots: Vec<_> = repository
+        .slots()
+        .expect("slots")
+        .into_iter()
+        .map(|slot| slot.expect("whole"))
+        .collect();
     assert_eq!(slots.len(), 3);
-    assert!(slots.iter().any(|slot| slot.label == "second" && slot.kind == SlotKind::KeyFile));
+    assert!(
+        slots
+            .iter()
+            .any(|slot| slot.label == "second" && slot.kind == SlotKind::KeyFile)
+    );
     for slot in &slots {
         if slot.id != file.slot() {
             repository.remove_slot(slot.id).expect("removed");
         }
     }
     let first = Unlock::KeyFile(created.key_file.expect("a key file"));
-    assert_eq!(open(&store, &first).expect_err("removed").kind(), ErrorKind::WrongKey);
+    assert_eq!(
+        open(&store, &first).expect_err("removed").kind(),
+        ErrorKind::WrongKey
+    );
     let error = repository.remove_slot(file.slot()).expect_err("the last");
     assert_eq!(error.kind(), ErrorKind::Refused);
     open(&store, &Unlock::KeyFile(file)).expect("still opened");
@@ -108,7 +145,10 @@ fn after_rotation_old_versions_are_readable_and_new_ones_stand_alone() {
     let packs = repository.dump_index().expect("index").packs.len();
     repository.rotate_data_key().expect("rotated");
     let two = protect(&repository, "other", &bytes);
-    assert!(repository.dump_index().expect("index").packs.len() > packs, "stored anew");
+    assert!(
+        repository.dump_index().expect("index").packs.len() > packs,
+        "stored anew"
+    );
     assert_eq!(one.disks[0].root, two.disks[0].root);
     let unlock = Unlock::KeyFile(created.key_file.expect("a key file"));
     let again = open(&store, &unlock).expect("opened");
@@ -125,7 +165,10 @@ fn a_process_that_missed_a_rotation_still_reads() {
     let bytes = disk_of(12, 1 << 20);
     let point = protect(&repository, "vm", &bytes);
     assert!(read_all(&early, &point) == bytes);
-    assert_eq!(early.rotate_data_key().map_err(|error| error.kind()), Ok(()));
+    assert_eq!(
+        early.rotate_data_key().map_err(|error| error.kind()),
+        Ok(())
+    );
 }
 
 #[test]
@@ -139,9 +182,14 @@ fn a_plain_repository_refuses_keys_and_a_second_creation_is_refused() {
     let error = open(&store, &Unlock::Passphrase("x".to_owned())).expect_err("not encrypted");
     assert_eq!(error.kind(), ErrorKind::WrongKey);
     let options = CreateOptions::default();
-    let error = Repository::create(Arc::clone(&store), &options, &open_options(), &environment())
-        .map(|_| ())
-        .expect_err("there is one");
+    let error = Repository::create(
+        Arc::clone(&store),
+        &options,
+        &open_options(),
+        &environment(),
+    )
+    .map(|_| ())
+    .expect_err("there is one");
     assert_eq!(error.kind(), ErrorKind::AlreadyExists);
 }
 
@@ -155,7 +203,10 @@ fn nothing_readable_lies_in_an_encrypted_store() {
         let name = entry.expect("listed").name;
         let body = memory.get(&name).expect("an object");
         for needle in [&b"the secret text"[..], b"secret-name", b"length_bytes"] {
-            assert!(!body.windows(needle.len()).any(|window| window == needle), "{name}");
+            assert!(
+                !body.windows(needle.len()).any(|window| window == needle),
+                "{name}"
+            );
         }
         assert!(!name.as_str().contains("secret-name"));
     }

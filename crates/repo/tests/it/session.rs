@@ -2,9 +2,7 @@
 
 use std::sync::Arc;
 
-use repo::{
-    BeginOptions, Encryption, ErrorKind, PointDraft, PointSelector, Repository, Unlock,
-};
+use repo::{BeginOptions, Encryption, ErrorKind, PointDraft, PointSelector, Repository, Unlock};
 use store::memory::MemoryStore;
 use store::recording::RecordingStore;
 use store::{Store, Verb};
@@ -105,11 +103,15 @@ fn a_disk_of_zeros_costs_nothing() {
 fn an_abandoned_session_leaves_no_point() {
     let (_, store) = memory();
     let repository = create(&store, Encryption::Aes256Gcm).repository;
-    let session = repository.begin(&name("vm"), &BeginOptions::default()).expect("a session");
+    let session = repository
+        .begin(&name("vm"), &BeginOptions::default())
+        .expect("a session");
     write_disk(&repository, session.blobs(), None, &disk_of(5, 9 * MIB));
     session.blobs().flush().expect("flushed");
     session.abandon().expect("abandoned");
-    let error = repository.find_point(&selector("vm")).expect_err("no point");
+    let error = repository
+        .find_point(&selector("vm"))
+        .expect_err("no point");
     assert_eq!(error.kind(), ErrorKind::NotFound);
     let (points, damaged) = repository.points().expect("points");
     assert!(points.is_empty() && damaged.is_empty());
@@ -119,16 +121,22 @@ fn an_abandoned_session_leaves_no_point() {
 fn a_second_writer_of_a_name_is_told_busy() {
     let (_, store) = memory();
     let repository = create(&store, Encryption::Aes256Gcm).repository;
-    let first = repository.begin(&name("vm"), &BeginOptions::default()).expect("a session");
+    let first = repository
+        .begin(&name("vm"), &BeginOptions::default())
+        .expect("a session");
     let error = repository
         .begin(&name("vm"), &BeginOptions::default())
         .map(|_| ())
         .expect_err("the name is being written");
     assert_eq!(error.kind(), ErrorKind::Busy);
-    let other = repository.begin(&name("other"), &BeginOptions::default()).expect("another name");
+    let other = repository
+        .begin(&name("other"), &BeginOptions::default())
+        .expect("another name");
     other.abandon().expect("abandoned");
     first.commit(PointDraft::default()).expect("committed");
-    let next = repository.begin(&name("vm"), &BeginOptions::default()).expect("free again");
+    let next = repository
+        .begin(&name("vm"), &BeginOptions::default())
+        .expect("free again");
     assert_eq!(next.key().sequence, 2);
 }
 
@@ -138,7 +146,11 @@ fn points_are_found_by_number_and_by_id() {
     let repository = create(&store, Encryption::Aes256Gcm).repository;
     let one = protect(&repository, "vm", &disk_of(6, MIB));
     let two = protect(&repository, "vm", &disk_of(7, MIB));
-    let find = |text: &str| repository.find_point(&selector(text)).map(|record| record.point.point);
+    let find = |text: &str| {
+        repository
+            .find_point(&selector(text))
+            .map(|record| record.point.point)
+    };
     assert_eq!(find("vm@1").expect("first"), one.point);
     assert_eq!(find("vm@latest").expect("last"), two.point);
     assert_eq!(find("vm").expect("last"), two.point);

@@ -41,15 +41,24 @@ pub fn environment() -> Environment {
 }
 
 pub fn terms() -> LeaseTerms {
-    LeaseTerms { heartbeat: HeartbeatMode::Manual, ..LeaseTerms::default() }
+    LeaseTerms {
+        heartbeat: HeartbeatMode::Manual,
+        ..LeaseTerms::default()
+    }
 }
 
 pub fn open_options() -> OpenOptions {
-    OpenOptions { lease_terms: terms(), ..OpenOptions::default() }
+    OpenOptions {
+        lease_terms: terms(),
+        ..OpenOptions::default()
+    }
 }
 
 pub fn create(store: &Arc<dyn Store>, encryption: Encryption) -> Created {
-    let options = CreateOptions { encryption, ..CreateOptions::default() };
+    let options = CreateOptions {
+        encryption,
+        ..CreateOptions::default()
+    };
     Repository::create(Arc::clone(store), &options, &open_options(), &environment())
         .expect("a new repository")
 }
@@ -125,7 +134,11 @@ pub fn write_disk(
                 && hash != old_leaf.block(slot)
                 && !blobs.contains_block(hash).expect("the index")
             {
-                encoded.push(blobs.encode(BlobName::Block(hash), &padded).expect("encoded"));
+                encoded.push(
+                    blobs
+                        .encode(BlobName::Block(hash), &padded)
+                        .expect("encoded"),
+                );
             }
         }
         assert!(leaf_bytes.len() <= FANOUT * BLOCK_SIZE_BYTES as usize);
@@ -139,10 +152,15 @@ pub fn write_disk(
 
 /// Commits a version of one disk called `disk`.
 pub fn protect(repository: &Repository, who: &str, bytes: &[u8]) -> RecoveryPoint {
-    let session = repository.begin(&name(who), &BeginOptions::default()).expect("a session");
+    let session = repository
+        .begin(&name(who), &BeginOptions::default())
+        .expect("a session");
     let base = session.base().disk("disk").cloned();
     let tree = write_disk(repository, session.blobs(), base.as_ref(), bytes);
-    let draft = PointDraft { disks: vec![DiskVersion::new("disk", tree)], ..PointDraft::default() };
+    let draft = PointDraft {
+        disks: vec![DiskVersion::new("disk", tree)],
+        ..PointDraft::default()
+    };
     session.commit(draft).expect("a commit")
 }
 
@@ -150,7 +168,9 @@ pub fn reader(repository: &Repository, point: &RecoveryPoint) -> VersionReader {
     let session = repository
         .read_session(LeaseKind::Restore, &[point], ReadProtection::Lease)
         .expect("a lease");
-    repository.open_version(&point.disks[0], &session).expect("a version")
+    repository
+        .open_version(&point.disks[0], &session)
+        .expect("a version")
 }
 
 pub fn read_all(repository: &Repository, point: &RecoveryPoint) -> Vec<u8> {
