@@ -43,6 +43,7 @@ mod overlay;
 mod pages;
 mod reader;
 mod region;
+mod relink;
 mod repair;
 mod space;
 mod structure;
@@ -57,5 +58,6 @@ pub use locator::{
 };
 pub use merge::{MergeReport, MergeStart, merge};
 pub use reader::VhdxReader;
+pub use relink::relink;
 pub use repair::{RepairReport, repair};
 pub use writer::VhdxWriter;

@@ -12,7 +12,7 @@
 use block::ReadAt;
 use uuid::{Uuid, uuid};
 
-use super::bytes::{Encoder, Fields, to_usize};
+use super::bytes::{Encoder, Fields, to_u64, to_usize};
 use super::geometry::{Geometry, Lineage};
 use super::locator::ParentLocator;
 use super::region::Span;
@@ -303,4 +303,36 @@ pub(super) fn without_marker(table: &[u8]) -> Result<Vec<u8>> {
     }
     bytes.u16(10, kept);
     Ok(bytes.finish())
+}
+
+/// Where items lie in the region.
+pub(super) struct ItemPlaces {
+    /// Every item's place, counted from the region's start.
+    pub(super) spans: Vec<Span>,
+    /// Where the table's entry for the parent locator begins.
+    pub(super) locator_entry: u64,
+}
+
+/// Reads the places of all items, known or not.
+pub(super) fn item_places(table: &[u8]) -> Result<ItemPlaces> {
+    let fields = Fields::new(table, "vhdx metadata table");
+    let mut spans = Vec::new();
+    let mut locator_entry = None;
+    for index in 1..=usize::from(fields.u16(10)?.min(MAX_ENTRIES)) {
+        let at = index.saturating_mul(ENTRY_BYTES);
+        let entry = Fields::new(fields.slice(at, ENTRY_BYTES)?, "vhdx metadata entry");
+        spans.push(Span {
+            offset: u64::from(entry.u32(16)?),
+            length: u64::from(entry.u32(20)?),
+        });
+        if entry.guid(0)? == PARENT_LOCATOR && entry.u32(24)? & FLAG_USER == 0 {
+            locator_entry = Some(to_u64(at));
+        }
+    }
+    let locator_entry =
+        locator_entry.ok_or_else(|| Error::corrupt("vhdx metadata: no parent locator"))?;
+    Ok(ItemPlaces {
+        spans,
+        locator_entry,
+    })
 }

@@ -102,14 +102,14 @@ fn script() -> Vec<Step> {
     ]
 }
 
-const LOSSES: [Loss; 6] = [
-    Loss::Everything,
-    Loss::Nothing,
-    Loss::Subset { seed: 1 },
-    Loss::Subset { seed: 2 },
-    Loss::Torn { seed: 3 },
-    Loss::Torn { seed: 4 },
-];
+/// Other choices at every cut, so that each combination of a few pending writes comes up somewhere.
+fn losses(cut: u64) -> Vec<Loss> {
+    let seeds = cut * 3..cut * 3 + 3;
+    let mut losses = vec![Loss::Everything, Loss::Nothing];
+    losses.extend(seeds.clone().map(|seed| Loss::Subset { seed }));
+    losses.extend(seeds.map(|seed| Loss::Torn { seed }));
+    losses
+}
 
 /// Runs the script until the power goes. Answers whether it went.
 fn run(
@@ -149,13 +149,13 @@ fn cut_everywhere(image: &MemoryFile, parent: Option<Arc<dyn ReadAt>>, script: &
         let file = Arc::new(CrashFile::new(image, Some(cut)));
         let mut expectation = Expectation::new(&start);
         let was_cut = run(&file, parent.clone(), &mut expectation, script);
-        for (number, loss) in LOSSES.into_iter().enumerate() {
+        for (number, loss) in losses(cut).into_iter().enumerate() {
             let context = format!("cut at operation {cut}, {loss:?}");
             let left = file.survivors(loss).expect("survivors");
             let reader = open(left.clone()).unwrap_or_else(|fault| panic!("{context}: {fault}"));
             expectation.check(&reader, &context);
-            // Every third one also goes through a replay that is cut itself.
-            if number % 3 == 2 {
+            // One of each kind also goes through a replay that is cut itself.
+            if matches!(number, 0 | 2 | 5) {
                 cut_the_replay(&left, parent.clone(), &reader, &context);
             }
             let left = Arc::new(left);
@@ -275,7 +275,7 @@ fn an_image_with_many_changes_between_flushes_survives_a_cut() {
     assert!(total > 230);
     for cut in (0..total).step_by(7) {
         let (file, flushed) = count(Some(cut));
-        for loss in LOSSES {
+        for loss in losses(cut) {
             let left = file.survivors(loss).expect("survivors");
             let reader = VhdxReader::open(Arc::new(left), None)
                 .unwrap_or_else(|fault| panic!("cut at {cut}, {loss:?}: {fault}"));
@@ -324,7 +324,7 @@ fn building_goes_on_after_a_cut_anywhere() {
             }
             finished = builder.finish().is_ok();
         }
-        for loss in LOSSES {
+        for loss in losses(cut) {
             let context = format!("cut at {cut}, {loss:?}");
             let left = Arc::new(file.survivors(loss).expect("survivors"));
             match VhdxReader::open(readable(&left), None) {
@@ -388,7 +388,7 @@ fn a_creation_that_was_cut_leaves_no_image() {
     for cut in 0..20 {
         let file = Arc::new(CrashFile::new(&MemoryFile::new(), Some(cut)));
         let made = create(&(Arc::clone(&file) as Arc<dyn WriteAt>), &wanted);
-        for loss in LOSSES {
+        for loss in losses(cut) {
             let left = Arc::new(file.survivors(loss).expect("survivors"));
             match VhdxReader::open(readable(&left), None) {
                 Ok(reader) => {
@@ -428,9 +428,23 @@ fn qemu_replays_our_log_to_the_same_disk() {
         if reader.info().has_pending_log {
             export(left.as_ref(), path("dirty.vhdx").as_ref());
             export(&reader, path("wanted.raw").as_ref());
-            qemu_img(&["check", "-q", "-f", "vhdx", "-r", "all", &path("dirty.vhdx")]);
+            qemu_img(&[
+                "check",
+                "-q",
+                "-f",
+                "vhdx",
+                "-r",
+                "all",
+                &path("dirty.vhdx"),
+            ]);
             let compare = ["compare", "-f", "vhdx", "-F", "raw"];
-            qemu_img(&[compare.as_slice(), &[&path("dirty.vhdx"), &path("wanted.raw")]].concat());
+            qemu_img(
+                &[
+                    compare.as_slice(),
+                    &[&path("dirty.vhdx"), &path("wanted.raw")],
+                ]
+                .concat(),
+            );
             replayed += 1;
         }
         if !was_cut {

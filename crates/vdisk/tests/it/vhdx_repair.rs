@@ -7,12 +7,14 @@ use block::{ReadAt, WriteAt};
 use vdisk::memory::{CrashFile, Loss, MemoryFile};
 use vdisk::vhdx::{
     Allocation, IdSource, MergeStart, ParentLocator, VhdxBuilder, VhdxReader, VhdxWriter, WriteId,
-    check, create, merge, repair,
+    check, create, merge, relink, repair,
 };
 use vdisk::{CheckReport, ErrorKind, RepairMode, Severity};
 
 use crate::corpora::{self, Trust};
-use crate::vhdx_model::{Step, apply, assert_same, options, pattern, readable, writable};
+use crate::vhdx_model::{
+    Step, apply, assert_same, export, import, options, pattern, readable, writable,
+};
 
 const MIB: u64 = 1 << 20;
 const BAT: u64 = 3 * MIB;
@@ -257,12 +259,7 @@ fn child_of(parent: &VhdxReader, size: u64, block: u32) -> Arc<MemoryFile> {
 
 /// A parent, a child on it, and what the child reads as.
 fn pair() -> (Arc<MemoryFile>, Arc<MemoryFile>, MemoryFile) {
-    let (base, wanted) = written(9 * MIB + 512);
-    let parent = Arc::new(VhdxReader::open(readable(&base), None).expect("parent"));
-    let file = child_of(&parent, 9 * MIB + 512, 2 << 20);
-    let writer =
-        VhdxWriter::open(writable(&file), Some(parent), IdSource::seeded(4)).expect("writer");
-    for step in [
+    pair_of(&[
         Step::Write {
             offset: 100,
             length: 9000,
@@ -286,9 +283,18 @@ fn pair() -> (Arc<MemoryFile>, Arc<MemoryFile>, MemoryFile) {
             length: 512,
             seed: 52,
         },
-    ] {
-        apply(&writer, &step).expect("step");
-        apply(&wanted, &step).expect("step");
+    ])
+}
+
+fn pair_of(steps: &[Step]) -> (Arc<MemoryFile>, Arc<MemoryFile>, MemoryFile) {
+    let (base, wanted) = written(9 * MIB + 512);
+    let parent = Arc::new(VhdxReader::open(readable(&base), None).expect("parent"));
+    let file = child_of(&parent, 9 * MIB + 512, 2 << 20);
+    let writer =
+        VhdxWriter::open(writable(&file), Some(parent), IdSource::seeded(4)).expect("writer");
+    for step in steps {
+        apply(&writer, step).expect("step");
+        apply(&wanted, step).expect("step");
     }
     writer.finish().expect("finish");
     (base, file, wanted)
@@ -401,4 +407,151 @@ fn a_merge_into_a_stranger_is_refused() {
     let larger = child_of(&parent_view, 20 * MIB, 2 << 20);
     let larger = VhdxReader::open(readable(&larger), None).expect("opens");
     assert_eq!(begin(&parent, &larger), ErrorKind::Unsupported);
+}
+
+#[test]
+fn a_grandchild_is_linked_to_the_parent_that_its_own_was_merged_into() {
+    let (base, middle, wanted) = pair();
+    let bottom: Arc<dyn ReadAt> = Arc::new(VhdxReader::open(readable(&base), None).expect("base"));
+    let view = VhdxReader::open(readable(&middle), Some(bottom)).expect("middle");
+    let leaf = child_of(&view, 9 * MIB + 512, 2 << 20);
+    let writer = VhdxWriter::open(writable(&leaf), Some(Arc::new(view)), IdSource::seeded(11))
+        .expect("leaf");
+    for step in [
+        Step::Write {
+            offset: 3 * MIB,
+            length: 100_000,
+            seed: 60,
+        },
+        Step::Zero {
+            offset: 0,
+            length: 4096,
+        },
+    ] {
+        apply(&writer, &step).expect("step");
+        apply(&wanted, &step).expect("step");
+    }
+    writer.finish().expect("finish");
+    let leaf_id = VhdxReader::open(readable(&leaf), None)
+        .expect("leaf")
+        .data_write_id();
+
+    let child = VhdxReader::open(readable(&middle), None).expect("middle");
+    let parent = VhdxWriter::open(writable(&base), None, IdSource::seeded(12)).expect("base");
+    merge(&child, &parent, MergeStart::Begin, &mut |_| {
+        ControlFlow::Continue(())
+    })
+    .expect("merge");
+    let new_parent = parent.data_write_id();
+    parent.finish().expect("finish");
+
+    let old = child.data_write_id();
+    let locator = ParentLocator::new(new_parent).with(
+        vdisk::vhdx::RELATIVE_PATH,
+        format!(".\\{}.vhdx", "a long name ".repeat(40)),
+    );
+    let base_view: Arc<dyn ReadAt> =
+        Arc::new(VhdxReader::open(readable(&base), None).expect("base"));
+    let mut cut = 0;
+    loop {
+        let crash = Arc::new(CrashFile::new(&leaf, Some(cut)));
+        let target = Arc::clone(&crash) as Arc<dyn WriteAt>;
+        let done = relink(&target, &locator, &IdSource::seeded(13));
+        for loss in [Loss::Everything, Loss::Nothing, Loss::Torn { seed: cut }] {
+            let left = Arc::new(crash.survivors(loss).expect("survivors"));
+            let reader = VhdxReader::open(readable(&left), Some(Arc::clone(&base_view)))
+                .unwrap_or_else(|fault| panic!("cut at {cut}, {loss:?}: {fault}"));
+            assert_eq!(
+                reader.data_write_id(),
+                leaf_id,
+                "its own children stay valid"
+            );
+            let found = reader.parent_locator().expect("locator").clone();
+            assert!(
+                found == locator || (done.is_err() && found.linkages() == [old]),
+                "{found:?}"
+            );
+            assert_same(&reader, &wanted, "leaf over the merged base");
+        }
+        if done.is_ok() {
+            break;
+        }
+        cut += 1;
+    }
+    // Again and again: the region does not fill up.
+    for round in 0..1200 {
+        let again = locator.clone().with("round", round.to_string());
+        relink(&writable(&leaf), &again, &IdSource::seeded(round)).expect("relink");
+        let reader = VhdxReader::open(readable(&leaf), None).expect("opens");
+        assert_eq!(reader.parent_locator(), Some(&again));
+    }
+    assert!(checked(&leaf).is_clean());
+    let fault = relink(&writable(&base), &locator, &IdSource::seeded(1)).expect_err("no parent");
+    assert_eq!(fault.kind(), ErrorKind::Invalid);
+}
+
+/// libvhdi as a second reader of what is written into children. Where it is missing, CI fails and others are told.
+#[test]
+fn libvhdi_reads_our_child_over_our_parent() {
+    let python = |script: &str, arguments: &[&str]| {
+        std::process::Command::new("python3")
+            .args(["-c", script])
+            .args(arguments)
+            .output()
+    };
+    if !python("import pyvhdi", &[]).is_ok_and(|output| output.status.success()) {
+        assert!(std::env::var_os("CI").is_none(), "python3 has no pyvhdi");
+        println!("SKIP: python3 has no pyvhdi (pip install libvhdi-python)");
+        return;
+    }
+    // No whole block of zeros: libvhdi takes that state for the parent's, MS-VHDX 2.5.1.1 says zeros.
+    let (base, file, wanted) = pair_of(&[
+        Step::Write {
+            offset: 100,
+            length: 9000,
+            seed: 50,
+        },
+        Step::Write {
+            offset: 2 * MIB,
+            length: 2 * MIB,
+            seed: 51,
+        },
+        Step::WriteZeros {
+            offset: 4 * MIB,
+            length: 70_000,
+        },
+        Step::Zero {
+            offset: MIB + 512,
+            length: 5000,
+        },
+        Step::Write {
+            offset: 8 * MIB + 4096 * 7,
+            length: 4096 * 5,
+            seed: 53,
+        },
+    ]);
+    let place = tempfile::tempdir().expect("directory");
+    let path = |name: &str| place.path().join(name).to_str().expect("path").to_owned();
+    export(base.as_ref(), path("base.vhdx").as_ref());
+    export(file.as_ref(), path("child.avhdx").as_ref());
+    let script = "import sys,pyvhdi\n\
+        p=pyvhdi.file();p.open(sys.argv[1])\n\
+        c=pyvhdi.file();c.open(sys.argv[2]);c.set_parent(p)\n\
+        open(sys.argv[3],'wb').write(c.read_buffer_at_offset(c.get_media_size(),0))\n\
+        print(c.get_parent_identifier(),c.get_media_size())";
+    let output = python(
+        script,
+        &[&path("base.vhdx"), &path("child.avhdx"), &path("out.raw")],
+    )
+    .expect("python3 runs");
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    assert_same(
+        import(path("out.raw").as_ref()).as_ref(),
+        &wanted,
+        "libvhdi",
+    );
 }

@@ -531,5 +531,60 @@ fn an_image_with_eight_million_blocks_opens_at_once() {
     let elapsed = begun.elapsed();
     println!("16 TiB, 8388608 blocks: opened in {elapsed:?}");
     assert!(elapsed.as_secs() < 20, "{elapsed:?}");
-    reader.read_at(size - MIB, &mut vec![1; MIB as usize]).expect("read");
+    reader
+        .read_at(size - MIB, &mut vec![1; MIB as usize])
+        .expect("read");
+}
+
+#[test]
+fn many_threads_change_one_disk_while_another_flushes() {
+    let size = 24 * MIB;
+    let base = Arc::new(MemoryFile::new());
+    create(&writable(&base), &options(size)).expect("create");
+    let parent = Arc::new(VhdxReader::open(readable(&base), None).expect("parent"));
+    let locator = ParentLocator::new(parent.data_write_id());
+    for allocation in [Allocation::Dynamic, Allocation::Differencing(locator)] {
+        let file = Arc::new(MemoryFile::new());
+        let mut options = options(size);
+        options.block_bytes = Some(1 << 20);
+        let above: Option<Arc<dyn ReadAt>> = match allocation {
+            Allocation::Differencing(_) => Some(parent.clone()),
+            _ => None,
+        };
+        options.allocation = allocation;
+        create(&writable(&file), &options).expect("create");
+        let writer =
+            VhdxWriter::open(writable(&file), above.clone(), IdSource::seeded(1)).expect("open");
+        // Every thread has every fourth 32 KiB to itself, so that all of them meet in every block.
+        let places = |thread: u64| (thread..size / 32768).step_by(4).map(|part| part * 32768);
+        std::thread::scope(|scope| {
+            for thread in 0..4 {
+                let writer = &writer;
+                scope.spawn(move || {
+                    for offset in places(thread) {
+                        writer.write_at(offset, &pattern(offset, 32768, 1)).expect("write");
+                        if offset / 32768 % 3 == 0 {
+                            writer.zero_range(offset, 4096).expect("zero");
+                        }
+                        let mut found = vec![0; 512];
+                        writer.read_at(offset + 8192, &mut found).expect("read");
+                        assert!(found == pattern(offset + 8192, 512, 1), "at {offset}");
+                        if thread == 0 {
+                            writer.flush().expect("flush");
+                        }
+                    }
+                });
+            }
+        });
+        let wanted = model(size);
+        for offset in (0..4).flat_map(places) {
+            wanted.write_at(offset, &pattern(offset, 32768, 1)).expect("model");
+            if offset / 32768 % 3 == 0 {
+                wanted.zero_range(offset, 4096).expect("model");
+            }
+        }
+        assert_same(&writer, &wanted, "writer");
+        writer.finish().expect("finish");
+        check_with_reader(&file, above, &wanted);
+    }
 }
