@@ -1,5 +1,16 @@
 //! What a check found in an image, and how far a repair may go: the same words for every format.
 
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::indexing_slicing,
+        clippy::arithmetic_side_effects,
+        clippy::as_conversions,
+        clippy::unwrap_used,
+        clippy::expect_used
+    )
+)]
+
 use std::fmt;
 
 /// How bad a finding is.

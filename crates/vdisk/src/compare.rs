@@ -3,6 +3,17 @@
 //! **Invariants.** What both sides know to be zero is not read. Memory is two pieces per thread. Where one disk is longer,
 //! the bytes that only it has are compared with zeros, and the sizes are told.
 
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::indexing_slicing,
+        clippy::arithmetic_side_effects,
+        clippy::as_conversions,
+        clippy::unwrap_used,
+        clippy::expect_used
+    )
+)]
+
 use block::ReadAt;
 
 use crate::convert::Progress;

@@ -5,22 +5,37 @@
 //!      └── zero, unallocated: skipped, or zeroed when the target is not blank
 //! ```
 //!
-//! **Invariants.** What reads as zeros is not written, whether an extent says so or the bytes do. Memory is one piece per
+//! **Invariants.** What reads as zeros is not written, whether an extent says so or the bytes do, except in gaps of a few
+//! sectors. Memory is one piece per
 //! thread, at most 32 MiB. A target that takes its bytes in ascending order gets them so. An error or a cancelled copy
 //! leaves no image under the target's name.
+
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::indexing_slicing,
+        clippy::arithmetic_side_effects,
+        clippy::as_conversions,
+        clippy::unwrap_used,
+        clippy::expect_used
+    )
+)]
 
 use std::path::Path;
 
 use block::ReadAt;
 
+use crate::field::bytes;
 use crate::image::{self, CreateOptions, ImageWriter, WriteOrder};
 use crate::pipeline::{self, CommitOrder};
 use crate::{Error, ErrorKind, Result};
 
 /// Bytes of disk that a thread takes at a time.
 const PIECE_BYTES: u64 = 2 << 20;
-/// Zeros are left out in units of this many bytes.
-const GRANULE_BYTES: usize = 64 * 1024;
+/// Bytes are looked at for being zero in units of this many.
+const GRANULE_BYTES: usize = 4096;
+/// Zeros between two runs of data are written along with them up to this length: one call costs more than they do.
+const MAX_GAP_BYTES: usize = 16 * 1024;
 static ZEROS: [u8; GRANULE_BYTES] = [0; GRANULE_BYTES];
 
 /// Is told how far a long operation is, and tells whether to stop.
@@ -130,7 +145,7 @@ pub fn copy(
         },
         |piece, buffer| match *piece {
             Piece::Data { offset, length } => {
-                let mut copied = read_piece(source, offset, length, content, buffer)?;
+                let mut copied = read_piece(source, offset, length, buffer)?;
                 if order == CommitOrder::Any {
                     write_piece(target, offset, length, content, &copied.runs, buffer)?;
                     copied.runs.clear();
@@ -228,7 +243,6 @@ fn read_piece(
     source: &dyn ReadAt,
     offset: u64,
     length: u64,
-    content: TargetContent,
     buffer: &mut Vec<u8>,
 ) -> Result<Copied> {
     let room = usize::try_from(length).unwrap_or(0);
@@ -250,6 +264,8 @@ fn read_piece(
             ));
         };
         if extent.kind.is_zero() {
+            // A short gap may be written along with its neighbours.
+            place.fill(0);
             continue;
         }
         source.read_at(extent.offset, place)?;
@@ -261,23 +277,24 @@ fn read_piece(
                 .is_some_and(|zeros| zeros == granule);
             if !is_zero {
                 push_run(&mut copied.runs, at, granule.len());
-                let bytes = u64::try_from(granule.len()).unwrap_or(u64::MAX);
-                copied.written_bytes = copied.written_bytes.saturating_add(bytes);
             }
             at = at.saturating_add(granule.len());
         }
     }
-    if content == TargetContent::Unknown {
-        copied.runs.sort_unstable();
+    for (_, length) in &copied.runs {
+        copied.written_bytes = copied.written_bytes.saturating_add(bytes(*length));
     }
     Ok(copied)
 }
 
-/// Adds a run, joined to the one before when they touch.
+/// Adds a run, joined to the one before when they nearly touch.
 fn push_run(runs: &mut Vec<(usize, usize)>, at: usize, length: usize) {
+    let end = at.saturating_add(length);
     match runs.last_mut() {
-        Some((start, so_far)) if start.saturating_add(*so_far) == at => {
-            *so_far = so_far.saturating_add(length);
+        Some((start, so_far))
+            if at.saturating_sub(start.saturating_add(*so_far)) <= MAX_GAP_BYTES =>
+        {
+            *so_far = end.saturating_sub(*start);
         }
         _ => runs.push((at, length)),
     }
@@ -292,7 +309,7 @@ fn write_piece(
     runs: &[(usize, usize)],
     buffer: &[u8],
 ) -> Result<()> {
-    let place = |at: usize| offset.saturating_add(u64::try_from(at).unwrap_or(u64::MAX));
+    let place = |at: usize| offset.saturating_add(bytes(at));
     let zero_between = |from: u64, to: u64| {
         if content == TargetContent::Unknown && from < to {
             target.zero_range(from, to.saturating_sub(from))
@@ -302,14 +319,14 @@ fn write_piece(
     };
     let mut done = offset;
     for (at, count) in runs {
-        let Some(bytes) = buffer.get(*at..).and_then(|tail| tail.get(..*count)) else {
+        let Some(run) = buffer.get(*at..).and_then(|tail| tail.get(..*count)) else {
             return Err(Error::new(
                 ErrorKind::Invalid,
                 "a run reaches out of its piece",
             ));
         };
         zero_between(done, place(*at))?;
-        target.write_at(place(*at), bytes)?;
+        target.write_at(place(*at), run)?;
         done = place(at.saturating_add(*count));
     }
     zero_between(done, offset.saturating_add(length))

@@ -11,6 +11,17 @@
 //!
 //! It does not lock, does not follow the file when it is renamed, and does no direct I/O.
 
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::indexing_slicing,
+        clippy::arithmetic_side_effects,
+        clippy::as_conversions,
+        clippy::unwrap_used,
+        clippy::expect_used
+    )
+)]
+
 #[cfg(unix)]
 #[path = "file/unix.rs"]
 mod platform;
@@ -24,6 +35,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use block::{Extent, ExtentKind, ReadAt, WriteAt};
 
+use crate::field::bytes;
 use crate::{Error, ErrorKind, Result};
 
 /// Bytes of zeros written at once where no hole can be punched.
@@ -173,7 +185,7 @@ impl HostFile {
             let (piece, _) = ZEROS.split_at(step);
             platform::write_all_at(&self.file, at, piece)
                 .map_err(|error| self.io_error("zeroing", at, step, error))?;
-            at = at.saturating_add(step as u64);
+            at = at.saturating_add(bytes(step));
         }
         Ok(())
     }
@@ -185,7 +197,7 @@ impl ReadAt for HostFile {
     }
 
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> block::Result<()> {
-        let end = self.end_of(offset, buffer.len() as u64)?;
+        let end = self.end_of(offset, bytes(buffer.len()))?;
         if end > self.size_bytes() {
             return Err(block::Error::new(
                 block::ErrorKind::OutOfRange,
@@ -243,7 +255,7 @@ impl ReadAt for HostFile {
 impl WriteAt for HostFile {
     fn write_at(&self, offset: u64, buffer: &[u8]) -> block::Result<()> {
         self.require_writable()?;
-        let end = self.end_of(offset, buffer.len() as u64)?;
+        let end = self.end_of(offset, bytes(buffer.len()))?;
         platform::write_all_at(&self.file, offset, buffer)
             .map_err(|error| self.io_error("writing", offset, buffer.len(), error))?;
         self.size_bytes.fetch_max(end, Ordering::AcqRel);

@@ -23,6 +23,8 @@
     )
 )]
 
+mod care;
+mod editor;
 mod probe;
 mod reader;
 mod siblings;
@@ -33,6 +35,8 @@ use std::sync::Arc;
 
 use block::{Extent, ReadAt};
 
+pub use care::{RepairReport, check, repair};
+pub use editor::{ImageEditor, Qcow2Editor, RawEditor};
 pub use probe::probe;
 pub use reader::{ImageReader, Linkage};
 pub use writer::{

@@ -23,6 +23,7 @@ pub mod image;
 mod info;
 pub mod map;
 pub mod memory;
+pub mod merge;
 mod pages;
 mod pipeline;
 pub mod qcow2;

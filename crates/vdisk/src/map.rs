@@ -9,6 +9,17 @@
 //!
 //! **Invariants.** Extents come in order, without gaps, and neighbours differ in kind. Nothing is read but tables.
 
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::indexing_slicing,
+        clippy::arithmetic_side_effects,
+        clippy::as_conversions,
+        clippy::unwrap_used,
+        clippy::expect_used
+    )
+)]
+
 use block::{Extent, ReadAt};
 
 use crate::Result;

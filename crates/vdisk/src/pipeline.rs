@@ -7,6 +7,17 @@
 //! **Invariants.** A thread holds one piece and one buffer. The first error stops all threads and is what the caller
 //! gets. With [`CommitOrder::Ascending`] pieces are committed in the order in which they were handed out.
 
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::indexing_slicing,
+        clippy::arithmetic_side_effects,
+        clippy::as_conversions,
+        clippy::unwrap_used,
+        clippy::expect_used
+    )
+)]
+
 use std::num::NonZeroUsize;
 use std::sync::{Condvar, Mutex, PoisonError};
 

@@ -7,6 +7,17 @@
 //! A raw image has no identity, no sector size and no parent; what it is given here are the defaults of the field.
 //! Any content is a valid raw image, so nothing can be corrupt, and probing can never *prove* that an image is raw.
 
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::indexing_slicing,
+        clippy::arithmetic_side_effects,
+        clippy::as_conversions,
+        clippy::unwrap_used,
+        clippy::expect_used
+    )
+)]
+
 use std::sync::Arc;
 
 use block::{Extent, ReadAt};

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use block::{ReadAt, WriteAt};
 
 use crate::file::{self, FileAccess, FileKind, HostFile};
+use crate::qcow2::{Qcow2Builder, Qcow2Options};
 use crate::vhdx::{IdSource, VhdxBuilder};
 use crate::{DiskId, Error, ErrorKind, Format, ImageInfo, Result, Subformat};
 use crate::{vhd, vhdx};
@@ -238,6 +239,13 @@ fn begin(file: Arc<dyn WriteAt>, options: &CreateOptions) -> Result<Box<dyn Imag
             file,
             &vhdx_options(options)?,
         )?)),
+        (Format::Qcow2, Subformat::Dynamic) => {
+            let builder = Qcow2Builder::create(file, &qcow2_options(options), None)?;
+            Ok(Box::new(Qcow2Target {
+                builder,
+                size_bytes: options.size_bytes,
+            }))
+        }
         (format, subformat) => {
             let context = format!("new images of format {format:?}, {subformat:?}");
             Err(Error::new(ErrorKind::Unsupported, context))
@@ -254,6 +262,14 @@ fn go_on(file: Arc<dyn WriteAt>, options: &CreateOptions) -> Result<Box<dyn Imag
         }
         Format::Vhd => Ok(Box::new(vhd::VhdBuilder::resume(file)?)),
         Format::Vhdx => Ok(Box::new(VhdxBuilder::resume(file)?)),
+        Format::Qcow2 => {
+            let builder = Qcow2Builder::resume(file, None, None)?;
+            let size_bytes = builder.size_bytes();
+            Ok(Box::new(Qcow2Target {
+                builder,
+                size_bytes,
+            }))
+        }
         format => {
             let context = format!("going on with an image of format {format:?}");
             Err(Error::new(ErrorKind::Unsupported, context))
@@ -311,6 +327,14 @@ fn vhdx_options(options: &CreateOptions) -> Result<vhdx::CreateOptions> {
     wanted.logical_sector_bytes = profile.logical_sector_bytes;
     wanted.physical_sector_bytes = profile.physical_sector_bytes;
     Ok(wanted)
+}
+
+fn qcow2_options(options: &CreateOptions) -> Qcow2Options {
+    let mut wanted = Qcow2Options::new(options.size_bytes);
+    if let Some(unit) = options.profile.allocation_unit_bytes {
+        wanted.cluster_bytes = unit;
+    }
+    wanted
 }
 
 /// Writes under the partial name and renames at the end.
@@ -444,3 +468,38 @@ macro_rules! builder_is_writer {
 
 builder_is_writer!(vhd::VhdBuilder);
 builder_is_writer!(VhdxBuilder);
+
+/// A qcow2 image being filled; its header knows nothing of the rest that an [`ImageInfo`] tells.
+struct Qcow2Target {
+    builder: Qcow2Builder,
+    size_bytes: u64,
+}
+
+impl ImageWriter for Qcow2Target {
+    fn info(&self) -> ImageInfo {
+        ImageInfo {
+            format: Format::Qcow2,
+            subformat: Subformat::Dynamic,
+            size_bytes: self.size_bytes,
+            logical_sector_bytes: 512,
+            physical_sector_bytes: 512,
+            allocation_unit_bytes: Some(self.builder.header().cluster_bytes()),
+            disk_id: None,
+            parent_paths: Vec::new(),
+            has_pending_log: false,
+            creator: None,
+        }
+    }
+    fn write_at(&self, offset: u64, buffer: &[u8]) -> Result<()> {
+        Ok(WriteAt::write_at(&self.builder, offset, buffer)?)
+    }
+    fn zero_range(&self, offset: u64, length_bytes: u64) -> Result<()> {
+        Ok(WriteAt::zero_range(&self.builder, offset, length_bytes)?)
+    }
+    fn flush(&self) -> Result<()> {
+        Ok(WriteAt::flush(&self.builder)?)
+    }
+    fn finish(self: Box<Self>) -> Result<()> {
+        self.builder.finish()
+    }
+}

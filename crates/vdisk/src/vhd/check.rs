@@ -5,6 +5,7 @@
 //! | footer at the end lost or short | written again from the copy at 0 |
 //! | copy at 0 damaged or different | written again from the end |
 //! | block outside the file, on another block | with [`RepairMode::DataLoss`]: its entry is cleared |
+//! |  | (its range then reads as zeros, or in a differencing image as the parent) |
 //! | header or table damaged | none: another copy of the image is needed |
 
 use std::collections::HashSet;

@@ -1,5 +1,10 @@
 //! Conversion, comparison and publishing, checked by qemu-img where it can.
 
+#![expect(
+    clippy::unwrap_used,
+    reason = "helpers of tests fail by panicking, like tests"
+)]
+
 use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -36,6 +41,7 @@ fn profiles() -> Vec<(ImageProfile, &'static str)> {
         (fixed(Format::Vhd), "vpc"),
         (ImageProfile::of(Format::Vhdx), "vhdx"),
         (fixed(Format::Vhdx), "vhdx"),
+        (ImageProfile::of(Format::Qcow2), "qcow2"),
     ]
 }
 
@@ -101,7 +107,7 @@ fn every_target_reads_as_its_source_here_and_in_qemu() {
             (got.format, got.subformat),
             (wanted.format, wanted.subformat)
         );
-        if wanted.format != Format::Raw {
+        if !matches!(wanted.format, Format::Raw | Format::Qcow2) {
             assert_eq!(got.disk_id, wanted.disk_id);
             assert_eq!(got.physical_sector_bytes, wanted.physical_sector_bytes);
         }

@@ -1,5 +1,10 @@
 //! Images with their chains: probing, finding parents, refusing the wrong ones.
 
+#![expect(
+    clippy::unwrap_used,
+    reason = "helpers of tests fail by panicking, like tests"
+)]
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
