@@ -21,6 +21,7 @@ mod tests;
 
 use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
 
 use store::list_all;
@@ -37,6 +38,9 @@ use cache::CacheDirectory;
 use run::{Run, RunWriter};
 use table::PackTable;
 pub(crate) use table::{PackRow, PackState};
+
+/// Pack directories that are read at once when no segment tells them.
+const DIRECTORY_READERS: usize = 8;
 
 /// How the index uses memory and disk.
 #[derive(Debug, Clone)]
@@ -106,6 +110,8 @@ pub(crate) struct Index {
     inner: RwLock<Inner>,
     /// Held over a whole refresh, so that two of them do not load the same packs.
     refreshing: Mutex<()>,
+    /// Look-ups that found nothing since one was helped by a refresh.
+    misses: AtomicU64,
 }
 
 struct Inner {
@@ -136,6 +142,7 @@ impl Index {
             options: options.clone(),
             inner: RwLock::new(inner),
             refreshing: Mutex::new(()),
+            misses: AtomicU64::new(0),
         })
     }
 
@@ -274,6 +281,25 @@ impl Index {
         }
     }
 
+    /// A blob was in no pack: brings the index up to date at the first miss, the second, the fourth and so on, so that a
+    /// version with many lost blobs does not list the whole store for each. Whether it did.
+    pub(crate) fn refresh_after_miss(&self, vault: &Vault) -> Result<bool> {
+        let misses = self
+            .misses
+            .fetch_add(1, Ordering::Relaxed)
+            .saturating_add(1);
+        if !misses.is_power_of_two() {
+            return Ok(false);
+        }
+        self.refresh(vault)?;
+        Ok(true)
+    }
+
+    /// A refresh after a miss found the blob: the next miss may be of the same kind.
+    pub(crate) fn forgive_misses(&self) {
+        self.misses.store(0, Ordering::Relaxed);
+    }
+
     /// Brings the index up to what the store lists now.
     pub(crate) fn refresh(&self, vault: &Vault) -> Result<()> {
         let _turn: MutexGuard<'_, ()> = self
@@ -359,44 +385,66 @@ impl Index {
         Ok(())
     }
 
-    /// Reads the directories of packs that no segment tells of.
+    /// Reads the directories of packs that no segment tells of, several at once: each takes a few round trips.
     fn load_directories(
         &self,
         vault: &Vault,
         missing: &HashMap<PackId, (PackKind, u64)>,
     ) -> Result<()> {
-        let mut damaged = 0;
-        let mut read = 0;
-        for (id, (kind, size_bytes)) in missing {
-            match pack::PackFile::open(vault, *kind, *id) {
-                Ok(file) => {
-                    let row = PackRow {
-                        id: *id,
-                        kind: *kind,
-                        key_id: file.key_id(),
-                        size_bytes: u32::try_from(*size_bytes).unwrap_or(u32::MAX),
-                        blobs: u32::try_from(file.blobs().count()).unwrap_or(u32::MAX),
-                        state: PackState::Present,
-                    };
-                    let entries: Vec<(u32, BlobName)> = file
-                        .blobs()
-                        .map(|(ordinal, entry)| (ordinal, entry.name))
-                        .collect();
-                    self.add_entries(row, &entries)?;
-                    read += 1;
-                }
-                Err(error) => match error.kind() {
-                    ErrorKind::NotFound => {}
-                    ErrorKind::Corrupt | ErrorKind::WrongKey | ErrorKind::Unsupported => {
-                        damaged += 1
-                    }
-                    _ => return Err(error),
-                },
+        let queue = Mutex::new(missing.iter());
+        let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).next();
+        let read = AtomicU64::new(0);
+        let damaged = AtomicU64::new(0);
+        let work = || -> Result<()> {
+            while let Some((id, (kind, size_bytes))) = next() {
+                match self.load_directory(vault, *kind, *id, *size_bytes) {
+                    Ok(()) => read.fetch_add(1, Ordering::Relaxed),
+                    Err(error) => match error.kind() {
+                        ErrorKind::NotFound => 0,
+                        ErrorKind::Corrupt | ErrorKind::WrongKey | ErrorKind::Unsupported => {
+                            damaged.fetch_add(1, Ordering::Relaxed)
+                        }
+                        _ => return Err(error),
+                    },
+                };
             }
-        }
+            Ok(())
+        };
+        let threads = missing.len().div_ceil(8).min(DIRECTORY_READERS);
+        let outcome = std::thread::scope(|scope| {
+            let readers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+            readers.into_iter().try_for_each(|reader| {
+                let panicked = |_| Error::new(ErrorKind::Local, "a directory reader panicked");
+                reader.join().map_err(panicked)?
+            })
+        });
         let mut inner = self.write();
-        inner.stats.damaged_packs = damaged;
-        inner.stats.directories_read += read;
+        inner.stats.damaged_packs = damaged.into_inner();
+        inner.stats.directories_read += read.into_inner();
+        outcome
+    }
+
+    fn load_directory(
+        &self,
+        vault: &Vault,
+        kind: PackKind,
+        id: PackId,
+        size_bytes: u64,
+    ) -> Result<()> {
+        let file = pack::PackFile::open(vault, kind, id)?;
+        let entries: Vec<(u32, BlobName)> = file
+            .blobs()
+            .map(|(ordinal, entry)| (ordinal, entry.name))
+            .collect();
+        let row = PackRow {
+            id,
+            kind,
+            key_id: file.key_id(),
+            size_bytes: u32::try_from(size_bytes).unwrap_or(u32::MAX),
+            blobs: u32::try_from(entries.len()).unwrap_or(u32::MAX),
+            state: PackState::Present,
+        };
+        self.add_entries(row, &entries)?;
         Ok(())
     }
 }

@@ -144,8 +144,13 @@ impl Repository {
         match self.try_read_blob(name) {
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 // It may have been moved by a repack since the index was loaded.
-                self.index()?.refresh(self.vault())?;
-                self.try_read_blob(name)
+                let index = self.index()?;
+                if !index.refresh_after_miss(self.vault())? {
+                    return Err(error);
+                }
+                let found = self.try_read_blob(name)?;
+                index.forgive_misses();
+                Ok(found)
             }
             outcome => outcome,
         }

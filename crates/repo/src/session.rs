@@ -13,7 +13,8 @@
 //! **Invariants.** Nothing is visible before the point, everything is after it. A dead writer of the same name is fenced
 //! before its place is taken, and what it had made durable is taken over.
 
-use std::sync::Arc;
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use block::geometry;
@@ -22,7 +23,7 @@ use crate::access::ObjectAccess;
 use crate::blobs::{BlobWriter, Reliance};
 use crate::catalog::{self, MAX_POINT_BYTES};
 use crate::config::Compression;
-use crate::environment::rfc3339;
+use crate::environment::{HostIdentity, rfc3339};
 use crate::format::{FORMAT_VERSION, ObjectKind};
 use crate::index::Index;
 use crate::lease::{
@@ -35,7 +36,7 @@ use crate::points::{
     SignatureState, SignedPoint,
 };
 pub(crate) use crate::repository::Repository;
-use crate::{Error, ErrorKind, PointId, Result, names};
+use crate::{Error, ErrorKind, LeaseId, PointId, Result, names};
 
 /// How often a session is begun anew when others commit meanwhile.
 const MAX_TRIES: usize = 4;
@@ -94,10 +95,30 @@ pub struct VersionSession {
     base: SessionBase,
     lease: Arc<Lease>,
     blobs: BlobWriter,
+    _alive: Alive,
+}
+
+/// The leases of this process's sessions that are still in use. One of ours that is not here belongs to a session that was
+/// dropped: it is as dead as one of a process that is gone. Held while a lease is taken, so that nobody sees a first beat
+/// whose lease is not here yet.
+static LIVE: Mutex<BTreeSet<LeaseId>> = Mutex::new(BTreeSet::new());
+
+fn live() -> MutexGuard<'static, BTreeSet<LeaseId>> {
+    LIVE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A session's place among the live ones.
+struct Alive(LeaseId);
+
+impl Drop for Alive {
+    fn drop(&mut self) {
+        live().remove(&self.0);
+    }
 }
 
 /// A lease just taken, and what it keeps.
 struct Taken {
+    alive: Alive,
     lease: Arc<Lease>,
     reliance: Arc<Reliance>,
     key: PointKey,
@@ -133,7 +154,7 @@ impl VersionSession {
         ))
     }
 
-    /// Looks around after the lease was taken; `None` when another point took the reserved place before that.
+    /// Makes a session of a lease; `None` when another point took the reserved place before the lease was there.
     fn settle(
         repository: &Repository,
         name: &ProtectedName,
@@ -141,32 +162,18 @@ impl VersionSession {
         taken: Taken,
     ) -> Result<Option<Self>> {
         let vault = repository.vault();
-        let partial = match clear_rivals(repository, name, options, &taken) {
-            Ok(partial) => partial,
-            Err(error) => {
+        let partial = match look_around(repository, name, options, &taken) {
+            Ok(Some(found)) => found.partial,
+            Ok(None) => {
                 give_back(taken.lease)?;
+                return Ok(None);
+            }
+            Err(error) => {
+                // The first error is the one to tell. A lease that stays is one of a session that is not alive.
+                give_back(taken.lease).ok();
                 return Err(error);
             }
         };
-        let place = names::point(taken.key)?;
-        let occupied = match vault.store().size(&place) {
-            Ok(_) => true,
-            Err(error) if error.kind() == store::ErrorKind::NotFound => false,
-            Err(error) => return Err(error.into()),
-        } || !only_tombstones(vault.as_ref(), &taken)?;
-        let parent_gone = match &taken.parent {
-            Some(parent) => {
-                read_marks_of(vault.as_ref(), parent.key())?.visibility()
-                    != PointVisibility::Visible
-            }
-            None => false,
-        };
-        if occupied || parent_gone {
-            give_back(taken.lease)?;
-            return Ok(None);
-        }
-        let index = repository.index()?;
-        index.refresh(vault)?;
         let blobs = BlobWriter::new(
             Arc::clone(vault),
             Arc::clone(&taken.lease),
@@ -186,6 +193,7 @@ impl VersionSession {
             },
             lease: taken.lease,
             blobs,
+            _alive: taken.alive,
         }))
     }
 
@@ -338,6 +346,46 @@ impl VersionSession {
     }
 }
 
+/// What was found after a lease was taken.
+struct Surroundings {
+    /// What a dead session of the name had reached.
+    partial: Option<DiskVersion>,
+}
+
+/// Looks around after the lease was taken, and brings the index up to date; `None` when the session must be begun anew.
+fn look_around(
+    repository: &Repository,
+    name: &ProtectedName,
+    options: &BeginOptions,
+    taken: &Taken,
+) -> Result<Option<Surroundings>> {
+    let vault = repository.vault();
+    let partial = clear_rivals(repository, name, options, taken)?;
+    let occupied = match vault.store().size(&names::point(taken.key)?) {
+        Ok(_) => true,
+        Err(error) if error.kind() == store::ErrorKind::NotFound => false,
+        Err(error) => return Err(error.into()),
+    };
+    let parent_gone = match &taken.parent {
+        Some(parent) => {
+            let marks = read_marks_of(vault.as_ref(), parent.key())?;
+            marks.visibility() != PointVisibility::Visible
+        }
+        None => false,
+    };
+    if occupied || parent_gone || !only_tombstones(vault.as_ref(), taken)? {
+        return Ok(None);
+    }
+    repository.index()?.refresh(vault)?;
+    Ok(Some(Surroundings { partial }))
+}
+
+/// Whether a lease is one of this very process whose session was dropped.
+fn was_dropped(view: &LeaseView, here: &HostIdentity) -> bool {
+    let ours = view.body.as_ref().is_ok_and(|body| body.owner == *here);
+    ours && here.process_started != 0 && !live().contains(&view.id)
+}
+
 /// Whether every number that was skipped is a fenced writer's: then no number is without a trace, and no point is newer than
 /// the parent.
 fn only_tombstones(vault: &crate::vault::Vault, taken: &Taken) -> Result<bool> {
@@ -393,8 +441,13 @@ fn take_lease(repository: &Repository, name: &ProtectedName) -> Result<Taken> {
     let access: Arc<dyn ObjectAccess> = Arc::clone(vault) as Arc<dyn ObjectAccess>;
     let observer = Arc::clone(&reliance) as Arc<dyn crate::lease::CondemnedObserver>;
     let terms = repository.lease_terms();
+    let mut living = live();
     let lease = Lease::acquire(access, vault.environment(), request, &terms, observer)?;
+    living.insert(lease.id());
+    drop(living);
+    let alive = Alive(lease.id());
     Ok(Taken {
+        alive,
         lease: Arc::new(lease),
         reliance,
         key,
@@ -423,7 +476,11 @@ fn clear_rivals(
                 continue;
             }
             let now = environment.clock.monotonic_ms();
-            let liveness = watch.judge(&view, &environment.host, &terms, now);
+            let liveness = if was_dropped(&view, &environment.host) {
+                Liveness::Gone
+            } else {
+                watch.judge(&view, &environment.host, &terms, now)
+            };
             let first = *first_beats.entry(view.id).or_insert(view.beat);
             match liveness {
                 Liveness::Alive if options.busy == BusyPolicy::Refuse || first != view.beat => {

@@ -2,7 +2,11 @@
 
 use std::sync::Arc;
 
-use repo::{BeginOptions, Encryption, ErrorKind, PointDraft, PointSelector, Repository, Unlock};
+use block::BlockHash;
+use repo::{
+    BeginOptions, BlobName, DiskVersion, Encryption, ErrorKind, PointDraft, PointSelector,
+    Repository, Unlock,
+};
 use store::memory::MemoryStore;
 use store::recording::RecordingStore;
 use store::{Store, Verb};
@@ -161,4 +165,107 @@ fn points_are_found_by_number_and_by_id() {
     for bad in ["vm@", "vm@xyz", "@3", "vm@-1", "a@b@c"] {
         assert!(bad.parse::<PointSelector>().is_err(), "{bad}");
     }
+}
+
+#[test]
+fn an_interrupted_session_of_this_process_is_taken_over_with_what_it_reached() {
+    let recording = Arc::new(RecordingStore::new(MemoryStore::new()));
+    let store: Arc<dyn Store> = Arc::clone(&recording) as Arc<dyn Store>;
+    let repository = create(&store, Encryption::Aes256Gcm).repository;
+    let bytes = disk_of(8, 20 * MIB);
+    let session = repository
+        .begin(&name("vm"), &BeginOptions::default())
+        .expect("a session");
+    let tree = write_disk(&repository, session.blobs(), None, &bytes);
+    session
+        .checkpoint(DiskVersion::new("disk", tree))
+        .expect("a checkpoint");
+    drop(session);
+
+    recording.take_calls();
+    let next = repository
+        .begin(&name("vm"), &BeginOptions::default())
+        .expect("taken over");
+    let partial = next
+        .base()
+        .partial_disk("disk")
+        .cloned()
+        .expect("what was reached");
+    assert_eq!(partial.tree(), tree);
+    let tree = write_disk(&repository, next.blobs(), Some(&partial), &bytes);
+    let disks = vec![DiskVersion::new("disk", tree)];
+    let point = next
+        .commit(PointDraft {
+            disks,
+            ..PointDraft::default()
+        })
+        .expect("committed");
+    let packs = recording
+        .calls()
+        .iter()
+        .filter(|call| call.verb == Verb::PutNew)
+        .map(|call| call.name.to_string())
+        .filter(|name| name.starts_with("data/") || name.starts_with("node/"))
+        .count();
+    assert_eq!(packs, 0, "nothing is stored twice");
+    assert!(read_all(&repository, &point) == bytes);
+    let leases = store::list_all(
+        store.as_ref(),
+        &store::Prefix::new("leases").expect("a prefix"),
+    );
+    let writers = leases.filter(|entry| entry.is_ok()).count();
+    assert_eq!(writers, 1, "only the reader's lease is left");
+}
+
+#[test]
+fn a_failed_commit_does_not_block_the_name() {
+    let memory = Arc::new(MemoryStore::new());
+    let store: Arc<dyn Store> = Arc::clone(&memory) as Arc<dyn Store>;
+    let repository = create(&store, Encryption::Aes256Gcm).repository;
+    let session = repository
+        .begin(&name("vm"), &BeginOptions::default())
+        .expect("a session");
+    let tree = write_disk(&repository, session.blobs(), None, &disk_of(9, 9 * MIB));
+    memory.set_capacity(Some(memory.used_bytes() + 1000));
+    let disks = vec![DiskVersion::new("disk", tree)];
+    let error = session
+        .commit(PointDraft {
+            disks: disks.clone(),
+            ..PointDraft::default()
+        })
+        .expect_err("the store is full");
+    assert_eq!(error.kind(), ErrorKind::Full);
+    assert!(repository.points().expect("points").0.is_empty());
+    memory.set_capacity(None);
+    let point = protect(&repository, "vm", &disk_of(9, 9 * MIB));
+    assert!(read_all(&repository, &point) == disk_of(9, 9 * MIB));
+}
+
+#[test]
+fn a_blob_that_is_not_what_its_name_says_is_never_stored() {
+    let (_, store) = memory();
+    let repository = create(&store, Encryption::Aes256Gcm).repository;
+    let session = repository
+        .begin(&name("vm"), &BeginOptions::default())
+        .expect("a session");
+    let wrong = BlobName::Block(BlockHash::of(&vec![1; 65_536]));
+    let blob = session
+        .blobs()
+        .encode(wrong, &vec![2; 65_536])
+        .expect("encoded");
+    session
+        .blobs()
+        .append(vec![blob])
+        .expect("not looked at yet");
+    let error = session
+        .blobs()
+        .flush()
+        .expect_err("the lie is found before the pack is put");
+    assert_eq!(error.kind(), ErrorKind::Corrupt);
+    assert!(session.commit(PointDraft::default()).is_err());
+    let packs = store::list_all(
+        store.as_ref(),
+        &store::Prefix::new("data").expect("a prefix"),
+    );
+    assert_eq!(packs.count(), 0);
 }
