@@ -1,7 +1,10 @@
 //! What the repository promises, seen from outside.
 
+mod format;
+mod format_damage;
+mod index;
+mod keys;
+mod read;
 mod retention;
 mod session;
 mod support;
-mod format;
-mod keys;
