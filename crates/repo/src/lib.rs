@@ -22,12 +22,14 @@ mod blobs;
 mod catalog;
 mod compress;
 mod config;
+pub mod copy;
 mod crypto;
 pub mod debug;
 mod environment;
 mod error;
 pub mod format;
 pub mod gc;
+mod identity;
 mod ids;
 mod index;
 pub mod keys;
@@ -40,7 +42,9 @@ mod read;
 mod repository;
 pub mod retention;
 mod session;
+pub mod stats;
 mod vault;
+pub mod verify;
 
 pub use blobs::{BlobStats, BlobWriter, EncodedBlob};
 pub use catalog::PointRecord;
@@ -50,6 +54,7 @@ pub use environment::{
 };
 pub use error::{Error, ErrorKind, Result};
 pub use format::{BlobName, Codec, PackKind};
+pub use identity::RepositoryIdentity;
 pub use ids::{
     BundleId, KeyId, LeaseId, MarkId, NameId, PackId, PointId, RepositoryId, SegmentId, SlotId,
 };

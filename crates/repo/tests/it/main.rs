@@ -1,10 +1,15 @@
 //! What the repository promises, seen from outside.
 
+mod copy;
 mod format;
 mod format_damage;
+mod gc;
 mod index;
 mod keys;
 mod read;
 mod retention;
 mod session;
+mod stats;
 mod support;
+mod verify;
+mod world;

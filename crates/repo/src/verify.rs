@@ -1,0 +1,394 @@
+//! Verification: the repository against its hashes.
+//!
+//! ```text
+//!   every small object: checksum, name, kind, key, contents ─┐
+//!   packs: directories (structure) · a sample · all of them ─┼─► damaged objects ─► trees of all points ─► points hit
+//!   places of points: gaps that no record explains ──────────┘
+//! ```
+//!
+//! | what was done to the store | found as |
+//! |---|---|
+//! | a bit of any object flipped, an object cut short or swapped with another | that object |
+//! | a pack deleted | the blobs that it held, by every tree that needs them |
+//! | a point, tombstone or bundle deleted | a number of a name that is neither a point, nor a tombstone, nor retired by a verdict |
+//! | the newest point of a name deleted | only if it had a mark, or a later point names it as parent |
+//! | a mark deleted | a gap in the numbers of its point's marks, unless it was the newest |
+//! | configuration, its copy or a keyring deleted | missing |
+//! | index segments deleted | packs that no segment tells of (nothing is lost) |
+//! | a heartbeat deleted | not here: its owner notices and stops |
+//!
+//! **Invariants.** Everything damaged is named; nothing is repaired. A point is called verified only by a full run that read
+//! and hashed every blob it needs. Which packs a sample reads depends on its seed alone.
+
+mod packs;
+mod small;
+mod walk;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::gc::census::PointCensus;
+use crate::gc::ground::Ground;
+use crate::gc::mark::is_damage;
+use crate::gc::retired_points;
+use crate::lease::LeaseKind;
+use crate::marks::{MarkDraft, MarkKind, PointVisibility, put_mark};
+use crate::points::{PointKey, ProtectedName, RecoveryPoint};
+use crate::read::ReadProtection;
+use crate::repository::Repository;
+use crate::retention::PointHealth;
+use crate::{Result, names};
+
+pub use small::verify_without_keys;
+
+/// How much is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum VerifyScope {
+    /// Every small object and every pack's directory; no blob but tree nodes.
+    Structure,
+    /// Besides, all blobs of some packs.
+    Sample {
+        /// Decides which packs.
+        seed: u64,
+        /// How many.
+        budget: SampleBudget,
+    },
+    /// Every byte.
+    Full,
+}
+
+/// Size of a sample; at least one pack is read if there is any.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum SampleBudget {
+    /// Packs of at most so many bytes together.
+    Bytes(u64),
+    /// So many hundredths of all packs.
+    Percent(u8),
+    /// So many packs.
+    Packs(u64),
+}
+
+/// Whether the outcome is written down in the repository.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum VerifyMarks {
+    /// Only reported.
+    ReportOnly,
+    /// Points that are hit get a `damaged` mark, sound ones a `verified` mark after a full run.
+    Put,
+}
+
+/// What to verify.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct VerifyOptions {
+    /// How much is read.
+    pub scope: VerifyScope,
+    /// What is written.
+    pub marks: VerifyMarks,
+    /// Whether garbage collection is kept off meanwhile.
+    pub protection: ReadProtection,
+}
+
+impl Default for VerifyOptions {
+    fn default() -> Self {
+        Self {
+            scope: VerifyScope::Full,
+            marks: VerifyMarks::Put,
+            protection: ReadProtection::Lease,
+        }
+    }
+}
+
+/// How bad a finding is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum FindingSeverity {
+    /// Nothing that a point needs is lost; repair makes it whole again.
+    Degraded,
+    /// Something is lost, or cannot be trusted.
+    Damaged,
+}
+
+/// One object that is not what it should be.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Finding {
+    /// The object's name, or the blob's where no object is to blame.
+    pub object: String,
+    /// What is wrong with it.
+    pub what: String,
+    /// How bad it is.
+    pub severity: FindingSeverity,
+}
+
+/// How much was looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct VerifyCoverage {
+    /// Small objects that were opened.
+    pub small_objects: u64,
+    /// Packs in the store.
+    pub packs: u64,
+    /// Packs of which every blob was read.
+    pub packs_read: u64,
+    /// Bytes of all packs.
+    pub pack_bytes: u64,
+    /// Bytes of the packs that were read.
+    pub pack_bytes_read: u64,
+    /// Blobs that were decoded and hashed.
+    pub blobs_read: u64,
+    /// Tree nodes that were walked, each once.
+    pub nodes_walked: u64,
+}
+
+/// A point that cannot be given back whole.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DamagedPoint {
+    /// Whose point, if it could be read.
+    pub name: Option<ProtectedName>,
+    /// Which point.
+    pub key: PointKey,
+    /// Objects and blobs to blame, at most [`POINT_OBJECTS_MAX`].
+    pub objects: Vec<String>,
+}
+
+/// Most objects named per point; all of them are among the findings.
+pub const POINT_OBJECTS_MAX: usize = 256;
+
+/// What a verification found.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct VerifyReport {
+    /// How much was looked at.
+    pub coverage: VerifyCoverage,
+    /// Everything that is wrong, sorted, each once.
+    pub findings: Vec<Finding>,
+    /// Points that are hit.
+    pub damaged_points: Vec<DamagedPoint>,
+    /// Places where a point or tombstone must have been and nothing is.
+    pub missing_points: Vec<PointKey>,
+    /// Points that are sound as far as was read.
+    pub sound_points: Vec<PointKey>,
+}
+
+impl VerifyReport {
+    /// Whether nothing is lost.
+    pub fn is_sound(&self) -> bool {
+        self.damaged_points.is_empty()
+            && self.missing_points.is_empty()
+            && self
+                .findings
+                .iter()
+                .all(|one| one.severity != FindingSeverity::Damaged)
+    }
+
+    pub(crate) fn find(
+        &mut self,
+        object: impl std::fmt::Display,
+        what: impl std::fmt::Display,
+        severity: FindingSeverity,
+    ) {
+        let (object, what) = (object.to_string(), what.to_string());
+        self.findings.push(Finding {
+            object,
+            what,
+            severity,
+        });
+    }
+
+    fn settle(&mut self) {
+        self.findings.sort();
+        self.findings.dedup();
+        self.missing_points.sort_unstable();
+        self.missing_points.dedup();
+    }
+}
+
+impl Repository {
+    /// Verifies the repository. Damage is no error: it is in the report.
+    ///
+    /// # Errors
+    /// What the store answered, if that says nothing about what lies in it; [`crate::ErrorKind::Fenced`] when the lease
+    /// was broken meanwhile.
+    pub fn verify(&self, options: &VerifyOptions) -> Result<VerifyReport> {
+        let ground = Ground::new(self)?;
+        // Nothing that was read before is believed: a flip since then must be found.
+        let memory = crate::catalog::PointMemory::default();
+        let census = PointCensus::take(&ground.vault, &memory)?;
+        let visible: Vec<&RecoveryPoint> = census
+            .points
+            .iter()
+            .filter(|(key, _)| is_visible(&census, **key))
+            .map(|(_, point)| point)
+            .collect();
+        let session = self.read_session(LeaseKind::Verify, &visible, options.protection)?;
+        ground.refresh()?;
+
+        let mut report = VerifyReport::default();
+        small::check_small_objects(&ground.vault, &mut report)?;
+        check_places(&ground, &census, &mut report)?;
+        let bad = packs::check_packs(&ground, options.scope, &session, &mut report)?;
+        let mut walk = walk::DamageWalk::new(&ground, &bad);
+        let mut hits: BTreeMap<PointKey, BTreeSet<usize>> = BTreeMap::new();
+        for point in &visible {
+            session.check()?;
+            for disk in point.trees() {
+                let found = walk.visit(disk.height, disk.top)?;
+                hits.entry(point.key())
+                    .or_default()
+                    .extend(found.iter().copied());
+            }
+        }
+        report.coverage.nodes_walked = walk.nodes_walked;
+        for (object, key, _) in &census.unreadable {
+            if let Some(key) = *key {
+                let objects = vec![object.clone()];
+                report.damaged_points.push(DamagedPoint {
+                    name: None,
+                    key,
+                    objects,
+                });
+            }
+        }
+        for point in &visible {
+            let objects: Vec<String> = hits
+                .get(&point.key())
+                .into_iter()
+                .flatten()
+                .filter_map(|at| walk.damage.get(*at))
+                .take(POINT_OBJECTS_MAX)
+                .map(|finding| finding.object.clone())
+                .collect();
+            if objects.is_empty() {
+                report.sound_points.push(point.key());
+            } else {
+                let name = Some(point.name.clone());
+                report.damaged_points.push(DamagedPoint {
+                    name,
+                    key: point.key(),
+                    objects,
+                });
+            }
+        }
+        report.findings.append(&mut walk.damage);
+        report.settle();
+        session.check()?;
+        if options.marks == VerifyMarks::Put {
+            self.write_down(options, &census, &report)?;
+        }
+        if let Some(session) = std::sync::Arc::into_inner(session) {
+            session.finish()?;
+        }
+        Ok(report)
+    }
+
+    fn write_down(
+        &self,
+        options: &VerifyOptions,
+        census: &PointCensus,
+        report: &VerifyReport,
+    ) -> Result<()> {
+        let put = |key: PointKey, kind: MarkKind, objects: Vec<String>| {
+            let Some(point) = census.points.get(&key) else {
+                return Ok(());
+            };
+            let reason = String::new();
+            let draft = MarkDraft {
+                key,
+                point: point.point,
+                kind,
+                reason,
+                objects,
+            };
+            put_mark(self.vault().as_ref(), self.environment(), draft).map(|_| ())
+        };
+        for damaged in &report.damaged_points {
+            let known = census
+                .marks
+                .get(&damaged.key)
+                .map(crate::marks::PointMarks::health);
+            if known != Some(PointHealth::Damaged) {
+                put(damaged.key, MarkKind::Damaged, damaged.objects.clone())?;
+            }
+        }
+        if options.scope == VerifyScope::Full {
+            for key in &report.sound_points {
+                put(*key, MarkKind::Verified, Vec::new())?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn is_visible(census: &PointCensus, key: PointKey) -> bool {
+    census
+        .marks
+        .get(&key)
+        .is_none_or(|marks| marks.visibility() == PointVisibility::Visible)
+}
+
+/// Looks for numbers without a point, and for what speaks of points that are not there.
+fn check_places(ground: &Ground, census: &PointCensus, report: &mut VerifyReport) -> Result<()> {
+    for (object, _, error) in &census.unreadable {
+        report.find(object, error, FindingSeverity::Damaged);
+    }
+    let retired = retired_points(ground.vault.as_ref())?;
+    let taken = census.taken();
+    let mut highest: BTreeMap<crate::NameId, u64> = BTreeMap::new();
+    let parents = census.points.values().filter_map(|point| {
+        let sequence = point.parent.as_ref()?.sequence;
+        Some(PointKey {
+            name_id: point.name_id,
+            sequence,
+        })
+    });
+    let retired_highest = retired.names().filter_map(|name_id| {
+        Some(PointKey {
+            name_id,
+            sequence: retired.highest(name_id)?,
+        })
+    });
+    let spoken_of = taken
+        .iter()
+        .copied()
+        .chain(census.marks.keys().copied())
+        .chain(parents);
+    for key in spoken_of.chain(retired_highest) {
+        let highest = highest.entry(key.name_id).or_default();
+        *highest = (*highest).max(key.sequence);
+    }
+    for (name_id, highest) in highest {
+        for sequence in 1..=highest {
+            let key = PointKey { name_id, sequence };
+            if !taken.contains(&key) && !retired.contains(key) {
+                report.missing_points.push(key);
+                let what = "there must have been a point or a tombstone, and nothing removed it";
+                report.find(names::point(key)?, what, FindingSeverity::Damaged);
+            }
+        }
+    }
+    for (key, marks) in &census.marks {
+        let numbers: BTreeSet<u64> = marks.marks.iter().map(|mark| mark.number).collect();
+        let newest = numbers.last().copied().unwrap_or(0);
+        let readable = u64::try_from(numbers.len()).unwrap_or(u64::MAX);
+        let unreadable = u64::try_from(marks.unreadable.len()).unwrap_or(u64::MAX);
+        if readable.saturating_add(unreadable) < newest {
+            report.find(
+                names::marks_of(*key)?,
+                "a mark is missing",
+                FindingSeverity::Damaged,
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Damage becomes a finding; everything else ends the verification.
+fn note(
+    report: &mut VerifyReport,
+    object: &dyn std::fmt::Display,
+    outcome: Result<()>,
+) -> Result<()> {
+    match outcome {
+        Ok(()) => Ok(()),
+        Err(error) if is_damage(&error) => {
+            report.find(object, &error, FindingSeverity::Damaged);
+            Ok(())
+        }
+        Err(error) => Err(error),
+    }
+}

@@ -1,0 +1,381 @@
+//! Verification names what is damaged and whom it hits: every kind of object, every kind of damage.
+
+use std::collections::BTreeSet;
+
+use repo::lease::LeaseKind;
+use repo::retention::PointHealth;
+use repo::verify::{
+    FindingSeverity, SampleBudget, VerifyMarks, VerifyOptions, VerifyReport, VerifyScope,
+    verify_without_keys,
+};
+use repo::{Encryption, ReadProtection, Repository};
+use store::{ObjectName, Store};
+
+use crate::gc::{collect, options};
+use crate::world::{Disk, World, back_up, begin_options, name, point, transfer};
+
+fn quiet() -> VerifyOptions {
+    VerifyOptions {
+        scope: VerifyScope::Full,
+        marks: VerifyMarks::ReportOnly,
+        protection: ReadProtection::None,
+    }
+}
+
+fn verify(repository: &Repository) -> VerifyReport {
+    repository.verify(&quiet()).unwrap()
+}
+
+fn seeds(range: std::ops::Range<u64>) -> Vec<(u64, u64)> {
+    range.map(|index| (index, index + 1)).collect()
+}
+
+/// A repository with one of everything: singles, a bundle, a tombstone, marks, leases, records, a dropped point.
+fn one_of_everything(seed: u64, encryption: Encryption) -> World {
+    let world = World::with_encryption(seed, encryption);
+    let repository = world.open();
+    let mut disk = Disk::new(300, &seeds(0..20));
+    for round in 0..6u64 {
+        disk.set(round, 500 + round);
+        back_up(&repository, "vm", &disk).unwrap();
+    }
+    let forgotten = point(&repository, "vm@2");
+    repository.forget(&forgotten, "").unwrap();
+    let small = repo::gc::GcOptions {
+        bundle_points_min: 2,
+        ..options()
+    };
+    repo::gc::collect_garbage(&repository, &small).unwrap();
+    disk.set(250, 77);
+    let newest = back_up(&repository, "vm", &disk).unwrap();
+    repository.hold(&newest, "kept").unwrap();
+    repository.release(&newest, "").unwrap();
+    // A session that dies is fenced: its tombstone stays. Another one stays alive with its lease.
+    let dead = repository.begin(&name("other"), &begin_options()).unwrap();
+    transfer(&dead, &Disk::new(8, &[(0, 9_000)])).unwrap();
+    drop(dead);
+    collect(&repository);
+    back_up(&repository, "other", &Disk::new(8, &[(1, 9_001)])).unwrap();
+    repository.verify(&VerifyOptions::default()).unwrap();
+    let alive = repository.begin(&name("third"), &begin_options()).unwrap();
+    drop(alive);
+    world
+}
+
+#[test]
+fn a_sound_repository_is_sound() {
+    for encryption in [Encryption::Aes256Gcm, Encryption::None] {
+        let world = one_of_everything(1, encryption);
+        let report = verify(&world.open());
+        assert!(
+            report.is_sound() && report.findings.is_empty(),
+            "{report:#?}"
+        );
+        assert_eq!(report.sound_points.len(), 7);
+        let coverage = report.coverage;
+        assert_eq!(coverage.packs, coverage.packs_read);
+        assert_eq!(coverage.pack_bytes, coverage.pack_bytes_read);
+        assert!(
+            coverage.blobs_read > 30 && coverage.nodes_walked > 5,
+            "{coverage:?}"
+        );
+        let blind = verify_without_keys(world.memory.as_ref()).unwrap();
+        assert!(blind.is_sound() && blind.findings.is_empty(), "{blind:#?}");
+    }
+}
+
+/// What is done to an object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Damage {
+    FlipFirst,
+    FlipMiddle,
+    FlipLast,
+    CutShort,
+    Empty,
+    Swap,
+    Delete,
+}
+
+const DAMAGES: [Damage; 7] = [
+    Damage::FlipFirst,
+    Damage::FlipMiddle,
+    Damage::FlipLast,
+    Damage::CutShort,
+    Damage::Empty,
+    Damage::Swap,
+    Damage::Delete,
+];
+
+fn apply(world: &World, object: &ObjectName, other: &ObjectName, damage: Damage) {
+    let flip = |at: fn(usize) -> usize| {
+        world
+            .memory
+            .damage(object, |bytes| {
+                let at = at(bytes.len());
+                bytes[at] ^= 0x10;
+            })
+            .unwrap();
+    };
+    match damage {
+        Damage::FlipFirst => flip(|_| 0),
+        Damage::FlipMiddle => flip(|length| length / 2),
+        Damage::FlipLast => flip(|length| length - 1),
+        Damage::CutShort => {
+            world
+                .memory
+                .damage(object, |bytes| bytes.truncate(bytes.len() - 1))
+                .unwrap();
+        }
+        Damage::Empty => world.memory.damage(object, Vec::clear).unwrap(),
+        Damage::Swap => {
+            let theirs = world.memory.get(other).unwrap();
+            world
+                .memory
+                .damage(object, |bytes| *bytes = theirs.clone())
+                .unwrap();
+        }
+        Damage::Delete => world.memory.delete(object).unwrap(),
+    }
+}
+
+#[test]
+fn every_damage_to_every_object_is_found_and_names_it() {
+    let world = one_of_everything(2, Encryption::Aes256Gcm);
+    let objects: Vec<ObjectName> = world
+        .objects("")
+        .iter()
+        .map(|object| object.parse().unwrap())
+        .collect();
+    let kinds: BTreeSet<&str> = objects
+        .iter()
+        .map(|name| name.as_str().split('/').next().unwrap())
+        .collect();
+    assert_eq!(
+        kinds.into_iter().collect::<Vec<_>>(),
+        [
+            "bundles",
+            "config",
+            "config.copy",
+            "data",
+            "gc",
+            "index",
+            "keys",
+            "leases",
+            "marks",
+            "node",
+            "points"
+        ]
+    );
+    for (at, object) in objects.iter().enumerate() {
+        let first = object.as_str().split('/').next().unwrap();
+        let kin: Vec<&ObjectName> = objects
+            .iter()
+            .filter(|other| *other != object && other.as_str().starts_with(first))
+            .collect();
+        let other = kin
+            .first()
+            .copied()
+            .unwrap_or(&objects[(at + 1) % objects.len()]);
+        for damage in DAMAGES {
+            let fork = world.fork();
+            apply(&fork, object, other, damage);
+            let told = format!("{damage:?} of {object}");
+            check_found(&fork, object, damage, &told);
+        }
+    }
+}
+
+fn check_found(fork: &World, object: &ObjectName, damage: Damage, told: &str) {
+    let text = object.as_str();
+    if damage != Damage::Delete {
+        let blind = verify_without_keys(fork.memory.as_ref()).unwrap();
+        assert!(
+            blind.findings.iter().any(|one| one.object == text),
+            "{told}: {blind:#?}"
+        );
+    }
+    // A heartbeat that is gone is its owner's to notice; a deleted key slot is one way less to unlock; nothing speaks of
+    // the newest mark of a point.
+    let unseen = damage == Damage::Delete
+        && (text.starts_with("leases/")
+            || text.starts_with("keys/slot-")
+            || text.contains("/verified-"));
+    if text.starts_with("keys/") {
+        if let Err(error) = fork.try_open_over(fork.memory.clone()) {
+            assert!(!error.to_string().is_empty(), "{told}");
+            return;
+        }
+    }
+    let report = verify(&fork.open());
+    if unseen {
+        return;
+    }
+    assert!(!report.findings.is_empty(), "{told}: {report:#?}");
+    let lost = text.starts_with("data/") || text.starts_with("node/");
+    if lost {
+        assert!(!report.is_sound(), "{told}: {report:#?}");
+    }
+    if damage != Damage::Delete {
+        assert!(
+            report.findings.iter().any(|one| one.object == text),
+            "{told}: {report:#?}"
+        );
+    } else if lost {
+        assert!(!report.damaged_points.is_empty(), "{told}: {report:#?}");
+    } else if text.starts_with("points/") || text.starts_with("bundles/") {
+        assert!(!report.missing_points.is_empty(), "{told}: {report:#?}");
+    }
+}
+
+#[test]
+fn a_damaged_block_names_exactly_the_points_that_need_it() {
+    let world = World::new(3);
+    let repository = world.open();
+    let mut disk = Disk::new(300, &[(0, 1)]);
+    back_up(&repository, "vm", &disk).unwrap();
+    disk.set(1, 2);
+    back_up(&repository, "vm", &disk).unwrap();
+    disk.set(1, 3);
+    back_up(&repository, "vm", &disk).unwrap();
+    back_up(&repository, "other", &Disk::new(300, &[(7, 2)])).unwrap();
+    // The block of number 2 lies alone in the second data pack to be put: found by what the points need.
+    let target = world
+        .objects("data/")
+        .into_iter()
+        .find(|object| {
+            let id = object.rsplit('/').next().unwrap().parse().unwrap();
+            let dump = repository.dump_pack(repo::PackKind::Data, id).unwrap();
+            dump.blobs.len() == 1
+                && dump.blobs[0].1.name == repo::BlobName::Block(crate::world::block_hash(2))
+        })
+        .unwrap();
+    world
+        .memory
+        .damage(&target.parse().unwrap(), |bytes| bytes[90] ^= 1)
+        .unwrap();
+    let report = verify(&world.open());
+    let hit: Vec<String> = report
+        .damaged_points
+        .iter()
+        .map(|hit| format!("{}@{}", hit.name.clone().unwrap(), hit.key.sequence))
+        .collect();
+    let mut sorted = hit.clone();
+    sorted.sort();
+    assert_eq!(sorted, ["other@1", "vm@2"]);
+    assert_eq!(report.sound_points.len(), 2);
+    assert!(report.findings.iter().any(|one| one.object == target));
+}
+
+#[test]
+fn a_full_run_marks_points_verified_and_a_later_one_marks_them_damaged() {
+    let world = World::new(4);
+    let repository = world.open();
+    back_up(&repository, "vm", &Disk::new(300, &seeds(0..10))).unwrap();
+    let health = |repository: &Repository| {
+        repository
+            .find_point(&"vm@1".parse().unwrap())
+            .unwrap()
+            .marks
+            .health()
+    };
+    let structure = VerifyOptions {
+        scope: VerifyScope::Structure,
+        ..VerifyOptions::default()
+    };
+    repository.verify(&structure).unwrap();
+    assert_eq!(
+        health(&repository),
+        PointHealth::Unverified,
+        "nothing was read"
+    );
+    repository.verify(&VerifyOptions::default()).unwrap();
+    assert_eq!(health(&repository), PointHealth::Verified);
+    let pack: ObjectName = world.objects("data/")[0].parse().unwrap();
+    world.memory.damage(&pack, |bytes| bytes[100] ^= 1).unwrap();
+    let repository = world.open();
+    assert_eq!(
+        repository.verify(&structure).unwrap().damaged_points,
+        [],
+        "not looked at"
+    );
+    assert_eq!(health(&repository), PointHealth::Verified);
+    repository.verify(&VerifyOptions::default()).unwrap();
+    repository.verify(&VerifyOptions::default()).unwrap();
+    assert_eq!(health(&repository), PointHealth::Damaged);
+    assert_eq!(
+        world.objects("marks/").len(),
+        2,
+        "the same news is written once"
+    );
+    assert!(world.objects("leases/").is_empty());
+}
+
+#[test]
+fn a_sample_is_the_same_for_the_same_seed_and_as_large_as_told() {
+    let world = World::new(5);
+    let repository = world.open();
+    for round in 0..12u64 {
+        back_up(
+            &repository,
+            &format!("vm{round}"),
+            &Disk::new(8, &[(0, 100 + round)]),
+        )
+        .unwrap();
+    }
+    let sample = |seed: u64, budget: SampleBudget| {
+        let scope = VerifyScope::Sample { seed, budget };
+        repository
+            .verify(&VerifyOptions { scope, ..quiet() })
+            .unwrap()
+            .coverage
+    };
+    assert_eq!(sample(1, SampleBudget::Packs(3)).packs_read, 3);
+    assert_eq!(sample(1, SampleBudget::Percent(25)).packs_read, 6);
+    assert_eq!(sample(1, SampleBudget::Percent(100)).packs_read, 24);
+    let some = sample(1, SampleBudget::Bytes(2_000));
+    assert!(
+        some.packs_read >= 1 && some.packs_read < 24 && some.pack_bytes_read <= 2_000,
+        "{some:?}"
+    );
+    assert_eq!(some, sample(1, SampleBudget::Bytes(2_000)));
+    let different = (2..20).any(|seed| sample(seed, SampleBudget::Bytes(2_000)) != some);
+    assert!(different, "the seed decides");
+}
+
+#[test]
+fn index_segments_that_are_gone_are_told_and_lose_nothing() {
+    let world = World::new(6);
+    let repository = world.open();
+    back_up(&repository, "vm", &Disk::new(8, &[(0, 1)])).unwrap();
+    for object in world.objects("index/") {
+        world.memory.delete(&object.parse().unwrap()).unwrap();
+    }
+    let report = verify(&world.open());
+    assert!(report.is_sound());
+    assert_eq!(report.findings.len(), 2);
+    assert!(
+        report
+            .findings
+            .iter()
+            .all(|one| one.severity == FindingSeverity::Degraded)
+    );
+}
+
+#[test]
+fn a_verification_keeps_its_points_from_garbage_collection() {
+    let world = World::new(7);
+    let repository = world.open();
+    let made = back_up(&repository, "vm", &Disk::new(300, &seeds(0..10))).unwrap();
+    let reading = repository
+        .read_session(LeaseKind::Verify, &[&made], ReadProtection::Lease)
+        .unwrap();
+    repository.forget(&made, "").unwrap();
+    crate::gc::while_beating(&|| reading.beat(), || collect(&world.open_patient()));
+    assert!(!world.objects("data/").is_empty());
+    // Forgotten points are not verified: they are on their way out.
+    let report = verify(&world.open());
+    assert!(
+        report.is_sound() && report.sound_points.is_empty(),
+        "{report:#?}"
+    );
+}
