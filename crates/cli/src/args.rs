@@ -136,6 +136,9 @@ pub struct UnlockArgs {
     /// Folder for the local index cache
     #[arg(long, env = "HIKAE_CACHE_DIR", value_name = "DIR")]
     pub cache_dir: Option<PathBuf>,
+    /// A lease that does not beat for this long counts as stalled
+    #[arg(skip)]
+    pub stall_seconds: Option<u64>,
 }
 
 #[derive(Debug, Subcommand)]

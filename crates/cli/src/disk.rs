@@ -3,6 +3,7 @@
 mod backup;
 mod check;
 mod diff;
+mod forget;
 mod list;
 mod restore;
 
@@ -29,9 +30,6 @@ pub fn run(verb: &DiskVerb, output: &Output) -> anyhow::Result<Exit> {
             repo,
             selector,
             undo,
-        } => {
-            let _ = (repo, selector, undo);
-            anyhow::bail!("this verb is not in this build yet")
-        }
+        } => forget::run(repo, selector, forget::Wish::of(*undo), output),
     }
 }

@@ -1,9 +1,12 @@
 //! `hikae image …`: virtual disk images as a tool of their own.
 
+mod check;
 mod compare;
 pub mod convert;
+mod create;
 mod info;
 mod map;
+mod merge;
 
 use std::path::Path;
 
@@ -19,9 +22,17 @@ use crate::output::Output;
 pub fn run(verb: &ImageVerb, output: &Output) -> anyhow::Result<Exit> {
     match verb {
         ImageVerb::Info { image, chain, open } => info::run(image, *chain, open, output),
-        ImageVerb::Check { .. } | ImageVerb::Create(_) | ImageVerb::Merge { .. } => {
-            anyhow::bail!("this verb is not in this build yet")
-        }
+        ImageVerb::Check {
+            image,
+            repair,
+            accept_data_loss,
+            source_format,
+        } => check::run(
+            image,
+            check::Wish::of(*repair, *accept_data_loss),
+            *source_format,
+            output,
+        ),
         ImageVerb::Map { image, leaf, open } => {
             map::run(image, map::Depth::of(*leaf), open, output)
         }
@@ -32,6 +43,18 @@ pub fn run(verb: &ImageVerb, output: &Output) -> anyhow::Result<Exit> {
             open,
             second_format,
         } => compare::run(first, second, open, *second_format, output),
+        ImageVerb::Create(arguments) => create::run(arguments, output),
+        ImageVerb::Merge {
+            child,
+            open,
+            delete_child,
+            dry_run,
+        } => merge::run(
+            child,
+            open,
+            merge::Wish::of(*delete_child, *dry_run),
+            output,
+        ),
     }
 }
 

@@ -10,12 +10,14 @@
 //! typed, calls one job, and prints its report.
 
 mod args;
+mod debug;
 mod disk;
 pub mod exit;
 mod image;
 mod keys;
 mod output;
 mod progress;
+mod quickstart;
 mod repo;
 
 use clap::{CommandFactory, Parser};
@@ -33,11 +35,11 @@ pub fn main() -> ExitCode {
 
 fn dispatch(arguments: &args::Arguments, output: &output::Output) -> anyhow::Result<exit::Exit> {
     match &arguments.noun {
-        args::Noun::Quickstart(_) => anyhow::bail!("this verb is not in this build yet"),
+        args::Noun::Quickstart(verb) => quickstart::run(verb, output),
         args::Noun::Repo { verb } => repo::run(verb, output),
         args::Noun::Disk { verb } => disk::run(verb, output),
         args::Noun::Image { verb } => image::run(verb, output),
-        args::Noun::Debug { .. } => anyhow::bail!("this verb is not in this build yet"),
+        args::Noun::Debug { verb } => debug::run(verb, output),
         args::Noun::Completions { shell } => {
             let mut command = args::Arguments::command();
             clap_complete::generate(*shell, &mut command, "hikae", &mut std::io::stdout());

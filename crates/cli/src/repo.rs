@@ -1,8 +1,12 @@
 //! `hikae repo …`: the repository itself.
 
 mod check_store;
+mod gc;
+mod hold;
 mod init;
 mod key;
+mod lease;
+mod retain;
 
 use crate::args::RepoVerb;
 use crate::exit::Exit;
@@ -13,14 +17,13 @@ pub fn run(verb: &RepoVerb, output: &Output) -> anyhow::Result<Exit> {
     match verb {
         RepoVerb::Init(arguments) => init::run(arguments, output),
         RepoVerb::CheckStore { store } => check_store::run(store, output),
-        RepoVerb::Verify(_)
-        | RepoVerb::Gc(_)
-        | RepoVerb::Retain(_)
-        | RepoVerb::Copy(_)
-        | RepoVerb::Repair(_)
-        | RepoVerb::Hold(_)
-        | RepoVerb::Stats { .. }
-        | RepoVerb::Lease { .. } => anyhow::bail!("this verb is not in this build yet"),
+        RepoVerb::Gc(arguments) => gc::run(arguments, output),
+        RepoVerb::Retain(arguments) => retain::run(arguments, output),
+        RepoVerb::Lease { verb } => lease::run(verb, output),
+        RepoVerb::Hold(arguments) => hold::run(arguments, output),
+        RepoVerb::Verify(_) | RepoVerb::Copy(_) | RepoVerb::Repair(_) | RepoVerb::Stats { .. } => {
+            anyhow::bail!("this verb is not in this build yet")
+        }
         RepoVerb::Key { verb } => key::run(verb, output),
     }
 }
