@@ -28,6 +28,7 @@ mod editor;
 mod probe;
 mod reader;
 mod siblings;
+mod target;
 mod writer;
 
 use std::path::{Path, PathBuf};

@@ -30,6 +30,7 @@
 mod check;
 mod create;
 mod format;
+mod placement;
 mod reader;
 mod table;
 mod writer;

@@ -11,13 +11,12 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use block::{ReadAt, WriteAt};
+use block::WriteAt;
 
+use super::target;
 use crate::file::{self, FileAccess, FileKind, HostFile};
-use crate::qcow2::{Qcow2Builder, Qcow2Options};
-use crate::vhdx::{IdSource, VhdxBuilder};
+use crate::vhdx::IdSource;
 use crate::{DiskId, Error, ErrorKind, Format, ImageInfo, Result, Subformat};
-use crate::{vhd, vhdx};
 
 /// In which order a writer takes its bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -152,7 +151,7 @@ pub fn discard_partial(target: &Path) -> Result<()> {
 pub fn create(target: &Path, options: &CreateOptions) -> Result<Box<dyn ImageWriter>> {
     if let Some(device) = open_device(target)? {
         let file: Arc<dyn WriteAt> = device.clone();
-        let builder = begin(file, options)?;
+        let builder = target::begin(file, options, &file_name(target))?;
         return Ok(Box::new(DeviceWriter {
             inner: builder,
             device,
@@ -161,7 +160,11 @@ pub fn create(target: &Path, options: &CreateOptions) -> Result<Box<dyn ImageWri
     refuse_existing(target, options.if_exists)?;
     discard_partial(target)?;
     let file: Arc<dyn WriteAt> = Arc::new(HostFile::create_new(&partial_path(target))?);
-    Ok(publish(begin(file, options)?, target, options))
+    Ok(publish(
+        target::begin(file, options, &file_name(target))?,
+        target,
+        options,
+    ))
 }
 
 /// Goes on with the image that [`create`] began and a crash interrupted: all that was written before the last flush is
@@ -174,7 +177,7 @@ pub fn resume(target: &Path, options: &CreateOptions) -> Result<Box<dyn ImageWri
     refuse_existing(target, options.if_exists)?;
     let partial = partial_path(target);
     let file: Arc<dyn WriteAt> = Arc::new(HostFile::open(&partial, FileAccess::ReadWrite)?);
-    let inner = go_on(file, options)?;
+    let inner = target::go_on(file, options)?;
     let info = inner.info();
     if info.size_bytes != options.size_bytes || info.format != options.profile.format {
         let context = format!(
@@ -188,6 +191,15 @@ pub fn resume(target: &Path, options: &CreateOptions) -> Result<Box<dyn ImageWri
         return Err(Error::new(ErrorKind::Invalid, context));
     }
     Ok(publish(inner, target, options))
+}
+
+/// The name that some formats repeat inside the file.
+fn file_name(target: &Path) -> String {
+    target
+        .file_name()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .into_owned()
 }
 
 fn publish(
@@ -219,122 +231,6 @@ fn open_device(target: &Path) -> Result<Option<Arc<HostFile>>> {
         }
         _ => Ok(None),
     }
-}
-
-/// Begins an image of the wanted shape in an empty file.
-fn begin(file: Arc<dyn WriteAt>, options: &CreateOptions) -> Result<Box<dyn ImageWriter>> {
-    let profile = &options.profile;
-    match (profile.format, profile.subformat) {
-        (Format::Raw, Subformat::Fixed | Subformat::Dynamic) => {
-            file.set_size(options.size_bytes)?;
-            Ok(Box::new(RawWriter {
-                file,
-                size_bytes: options.size_bytes,
-            }))
-        }
-        (Format::Vhd, Subformat::Fixed | Subformat::Dynamic) => Ok(Box::new(
-            vhd::VhdBuilder::create(file, &vhd_options(options)?)?,
-        )),
-        (Format::Vhdx, Subformat::Fixed | Subformat::Dynamic) => Ok(Box::new(VhdxBuilder::create(
-            file,
-            &vhdx_options(options)?,
-        )?)),
-        (Format::Qcow2, Subformat::Dynamic) => {
-            let builder = Qcow2Builder::create(file, &qcow2_options(options), None)?;
-            Ok(Box::new(Qcow2Target {
-                builder,
-                size_bytes: options.size_bytes,
-            }))
-        }
-        (format, subformat) => {
-            let context = format!("new images of format {format:?}, {subformat:?}");
-            Err(Error::new(ErrorKind::Unsupported, context))
-        }
-    }
-}
-
-/// Goes on with an unfinished image.
-fn go_on(file: Arc<dyn WriteAt>, options: &CreateOptions) -> Result<Box<dyn ImageWriter>> {
-    match options.profile.format {
-        Format::Raw => {
-            let size_bytes = file.size_bytes();
-            Ok(Box::new(RawWriter { file, size_bytes }))
-        }
-        Format::Vhd => Ok(Box::new(vhd::VhdBuilder::resume(file)?)),
-        Format::Vhdx => Ok(Box::new(VhdxBuilder::resume(file)?)),
-        Format::Qcow2 => {
-            let builder = Qcow2Builder::resume(file, None, None)?;
-            let size_bytes = builder.size_bytes();
-            Ok(Box::new(Qcow2Target {
-                builder,
-                size_bytes,
-            }))
-        }
-        format => {
-            let context = format!("going on with an image of format {format:?}");
-            Err(Error::new(ErrorKind::Unsupported, context))
-        }
-    }
-}
-
-fn new_disk_id(options: &CreateOptions) -> DiskId {
-    options
-        .profile
-        .disk_id
-        .unwrap_or_else(|| DiskId(options.ids.next()))
-}
-
-/// The profile's unit of allocation in the 32 bits that both Microsoft formats have for it.
-fn block_bytes(profile: &ImageProfile) -> Result<Option<u32>> {
-    let Some(unit) = profile.allocation_unit_bytes else {
-        return Ok(None);
-    };
-    u32::try_from(unit).map(Some).map_err(|error| {
-        Error::with_source(ErrorKind::Invalid, format!("blocks of {unit} bytes"), error)
-    })
-}
-
-fn vhd_options(options: &CreateOptions) -> Result<vhd::CreateOptions> {
-    let profile = &options.profile;
-    if profile.logical_sector_bytes != 512 {
-        let context = format!("vhd with sectors of {} bytes", profile.logical_sector_bytes);
-        return Err(Error::new(ErrorKind::Unsupported, context));
-    }
-    Ok(vhd::CreateOptions {
-        size_bytes: options.size_bytes,
-        allocation: match profile.subformat {
-            Subformat::Fixed => vhd::Allocation::Fixed,
-            _ => vhd::Allocation::Dynamic,
-        },
-        block_bytes: block_bytes(profile)?.unwrap_or(vhd::DEFAULT_BLOCK_BYTES),
-        unique_id: new_disk_id(options),
-        time: vhd::VhdTime::from_unix_seconds(options.unix_seconds),
-    })
-}
-
-fn vhdx_options(options: &CreateOptions) -> Result<vhdx::CreateOptions> {
-    let profile = &options.profile;
-    let mut wanted = vhdx::CreateOptions::new(
-        options.size_bytes,
-        new_disk_id(options),
-        options.ids.clone(),
-    );
-    wanted.allocation = match profile.subformat {
-        Subformat::Fixed => vhdx::Allocation::Fixed,
-        _ => vhdx::Allocation::Dynamic,
-    };
-    wanted.block_bytes = block_bytes(profile)?;
-    wanted.logical_sector_bytes = profile.logical_sector_bytes;
-    wanted.physical_sector_bytes = profile.physical_sector_bytes;
-    Ok(wanted)
-}
-
-fn qcow2_options(options: &CreateOptions) -> Qcow2Options {
-    let mut wanted = Qcow2Options::new(options.size_bytes);
-    if let Some(unit) = options.profile.allocation_unit_bytes {
-        wanted.cluster_bytes = unit;
-    }
-    wanted
 }
 
 /// Writes under the partial name and renames at the end.
@@ -396,110 +292,5 @@ impl ImageWriter for DeviceWriter {
     fn finish(self: Box<Self>) -> Result<()> {
         self.inner.finish()?;
         Ok(self.device.flush()?)
-    }
-}
-
-/// A raw image being filled.
-struct RawWriter {
-    file: Arc<dyn WriteAt>,
-    size_bytes: u64,
-}
-
-impl RawWriter {
-    fn check_range(&self, offset: u64, length: u64) -> Result<()> {
-        match offset.checked_add(length) {
-            Some(end) if end <= self.size_bytes => Ok(()),
-            _ => Err(Error::new(
-                ErrorKind::OutOfRange,
-                format!(
-                    "raw: {length} bytes at {offset} of a disk of {}",
-                    self.size_bytes
-                ),
-            )),
-        }
-    }
-}
-
-impl ImageWriter for RawWriter {
-    fn info(&self) -> ImageInfo {
-        ImageInfo {
-            size_bytes: self.size_bytes,
-            ..crate::raw::RawReader::open(self.file.clone()).info()
-        }
-    }
-    fn write_at(&self, offset: u64, buffer: &[u8]) -> Result<()> {
-        self.check_range(offset, u64::try_from(buffer.len()).unwrap_or(u64::MAX))?;
-        Ok(self.file.write_at(offset, buffer)?)
-    }
-    fn zero_range(&self, offset: u64, length_bytes: u64) -> Result<()> {
-        self.check_range(offset, length_bytes)?;
-        Ok(self.file.zero_range(offset, length_bytes)?)
-    }
-    fn flush(&self) -> Result<()> {
-        Ok(self.file.flush()?)
-    }
-    fn finish(self: Box<Self>) -> Result<()> {
-        Ok(self.file.flush()?)
-    }
-}
-
-/// The builders have the same calls; their errors are of the layer below.
-macro_rules! builder_is_writer {
-    ($builder:ty) => {
-        impl ImageWriter for $builder {
-            fn info(&self) -> ImageInfo {
-                <$builder>::info(self)
-            }
-            fn write_at(&self, offset: u64, buffer: &[u8]) -> Result<()> {
-                Ok(WriteAt::write_at(self, offset, buffer)?)
-            }
-            fn zero_range(&self, offset: u64, length_bytes: u64) -> Result<()> {
-                Ok(WriteAt::zero_range(self, offset, length_bytes)?)
-            }
-            fn flush(&self) -> Result<()> {
-                Ok(WriteAt::flush(self)?)
-            }
-            fn finish(self: Box<Self>) -> Result<()> {
-                <$builder>::finish(*self)
-            }
-        }
-    };
-}
-
-builder_is_writer!(vhd::VhdBuilder);
-builder_is_writer!(VhdxBuilder);
-
-/// A qcow2 image being filled; its header knows nothing of the rest that an [`ImageInfo`] tells.
-struct Qcow2Target {
-    builder: Qcow2Builder,
-    size_bytes: u64,
-}
-
-impl ImageWriter for Qcow2Target {
-    fn info(&self) -> ImageInfo {
-        ImageInfo {
-            format: Format::Qcow2,
-            subformat: Subformat::Dynamic,
-            size_bytes: self.size_bytes,
-            logical_sector_bytes: 512,
-            physical_sector_bytes: 512,
-            allocation_unit_bytes: Some(self.builder.header().cluster_bytes()),
-            disk_id: None,
-            parent_paths: Vec::new(),
-            has_pending_log: false,
-            creator: None,
-        }
-    }
-    fn write_at(&self, offset: u64, buffer: &[u8]) -> Result<()> {
-        Ok(WriteAt::write_at(&self.builder, offset, buffer)?)
-    }
-    fn zero_range(&self, offset: u64, length_bytes: u64) -> Result<()> {
-        Ok(WriteAt::zero_range(&self.builder, offset, length_bytes)?)
-    }
-    fn flush(&self) -> Result<()> {
-        Ok(WriteAt::flush(&self.builder)?)
-    }
-    fn finish(self: Box<Self>) -> Result<()> {
-        self.builder.finish()
     }
 }

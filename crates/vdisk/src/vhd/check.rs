@@ -15,7 +15,8 @@ use block::{ReadAt, WriteAt};
 
 use super::create::next_block_start;
 use super::format::{DiskType, FOOTER_BYTES, FOOTER_SIZE, Footer, SECTOR_BYTES, UNUSED_BLOCK};
-use super::reader::{FooterPlace, Placement, find_footer, open_blocks};
+use super::placement::Placement;
+use super::reader::{FooterPlace, find_footer, open_blocks};
 use crate::{CheckReport, Error, RepairMode, Result, Severity};
 
 /// What is wrong with an image. An error only when the file cannot be read: damage is a finding.

@@ -15,9 +15,10 @@ use std::sync::Arc;
 use block::{Extent, ExtentKind, ReadAt};
 
 use super::format::{
-    self, DiskType, FOOTER_BYTES, FOOTER_SIZE, Footer, HEADER_BYTES, HEADER_SIZE, Header,
-    SECTOR_BYTES, UNUSED_BLOCK, VhdTime, length_u64,
+    self, DiskType, FOOTER_BYTES, Footer, HEADER_BYTES, HEADER_SIZE, Header, SECTOR_BYTES,
+    UNUSED_BLOCK, VhdTime, length_u64,
 };
+use super::placement::Placement;
 use super::table::{Bitmaps, BlockTable, bit_run};
 use crate::{DiskId, Error, ErrorKind, Format, ImageInfo, Result, Subformat};
 
@@ -25,8 +26,6 @@ use crate::{DiskId, Error, ErrorKind, Format, ImageInfo, Result, Subformat};
 const BLOCK_BYTES_RANGE: std::ops::RangeInclusive<u32> = 4096..=256 << 20;
 /// The longest parent path that is read.
 const MAX_LOCATOR_BYTES: u32 = 64 * 1024;
-/// Blocks whose places are compared when opening: a 2 TiB disk with blocks of 512 KiB.
-const MAX_COMPARED_BLOCKS: usize = 4 << 20;
 
 /// Where a footer was found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -434,69 +433,6 @@ pub(super) fn open_blocks(
         bitmap_bytes,
         bitmaps: Bitmaps::new(Arc::clone(file), usize::try_from(bitmap_bytes).unwrap_or(0)),
     })
-}
-
-/// Where allocated blocks lie, and whether that can be true.
-pub(super) struct Placement {
-    starts: Vec<u32>,
-    block_bytes: u64,
-    bitmap_bytes: u64,
-    file_bytes: u64,
-    disk_bytes: u64,
-}
-
-impl Placement {
-    pub fn new(blocks: &Blocks, file_bytes: u64, disk_bytes: u64) -> Self {
-        let Blocks {
-            block_bytes,
-            bitmap_bytes,
-            ..
-        } = *blocks;
-        Self {
-            starts: Vec::new(),
-            block_bytes,
-            bitmap_bytes,
-            file_bytes,
-            disk_bytes,
-        }
-    }
-
-    /// Notes a block; an error when it lies outside the file or on the footer copy.
-    pub fn add(&mut self, index: u64, sector: u32) -> Result<()> {
-        let start = u64::from(sector).saturating_mul(SECTOR_BYTES);
-        let disk_left = self
-            .disk_bytes
-            .saturating_sub(index.saturating_mul(self.block_bytes));
-        // The last block of a disk may be cut short in the file.
-        let used = self
-            .bitmap_bytes
-            .saturating_add(disk_left.min(self.block_bytes));
-        if start.saturating_add(used) > self.file_bytes {
-            return Err(Error::corrupt(format!(
-                "vhd block {index} at sector {sector} reaches behind the file's end"
-            )));
-        }
-        if start < FOOTER_SIZE {
-            return Err(Error::corrupt(format!(
-                "vhd block {index} lies on the footer copy"
-            )));
-        }
-        if self.starts.len() < MAX_COMPARED_BLOCKS {
-            self.starts.push(sector);
-        }
-        Ok(())
-    }
-
-    /// Pairs of blocks of which the second begins inside the first.
-    pub fn overlaps(&mut self) -> impl Iterator<Item = (u32, u32)> + '_ {
-        self.starts.sort_unstable();
-        let room = self.bitmap_bytes.saturating_add(self.block_bytes) / SECTOR_BYTES;
-        self.starts
-            .iter()
-            .zip(self.starts.iter().skip(1))
-            .filter(move |(one, next)| u64::from(next.saturating_sub(**one)) < room)
-            .map(|(one, next)| (*one, *next))
-    }
 }
 
 /// Refuses blocks that reach behind the end of the file or lie over one another.

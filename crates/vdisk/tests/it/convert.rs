@@ -42,6 +42,14 @@ fn profiles() -> Vec<(ImageProfile, &'static str)> {
         (ImageProfile::of(Format::Vhdx), "vhdx"),
         (fixed(Format::Vhdx), "vhdx"),
         (ImageProfile::of(Format::Qcow2), "qcow2"),
+        (ImageProfile::of(Format::Vmdk), "vmdk"),
+        (
+            ImageProfile {
+                subformat: Subformat::Dynamic,
+                ..ImageProfile::of(Format::Vmdk)
+            },
+            "vmdk",
+        ),
     ]
 }
 
@@ -107,7 +115,7 @@ fn every_target_reads_as_its_source_here_and_in_qemu() {
             (got.format, got.subformat),
             (wanted.format, wanted.subformat)
         );
-        if !matches!(wanted.format, Format::Raw | Format::Qcow2) {
+        if !matches!(wanted.format, Format::Raw | Format::Qcow2 | Format::Vmdk) {
             assert_eq!(got.disk_id, wanted.disk_id);
             assert_eq!(got.physical_sector_bytes, wanted.physical_sector_bytes);
         }
@@ -194,7 +202,10 @@ fn a_cancelled_conversion_leaves_nothing() {
 fn an_interrupted_copy_goes_on_and_ends_right() {
     let directory = tempfile::tempdir().unwrap();
     let (old, source) = (sample(4), sample(5));
-    for (number, (profile, _)) in profiles().into_iter().enumerate() {
+    let resumable = profiles()
+        .into_iter()
+        .filter(|(profile, _)| profile.format != Format::Vmdk);
+    for (number, (profile, _)) in resumable.enumerate() {
         let target = directory.path().join(format!("disk-{number}"));
         let wanted = options(source.size_bytes(), profile);
         // Half of another disk lies in the partial file: what was written after the last flush counts for nothing.
