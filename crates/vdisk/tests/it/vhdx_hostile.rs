@@ -5,12 +5,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use block::{ReadAt, WriteAt};
-use vdisk::RepairMode;
 use vdisk::memory::MemoryFile;
 use vdisk::vhdx::{
-    Allocation, IdSource, ParentLocator, RELATIVE_PATH, VhdxBuilder, VhdxReader, VhdxWriter, check,
-    create, repair,
+    Allocation, IdSource, ParentLocator, RELATIVE_PATH, VhdxBuilder, VhdxReader, VhdxWriter,
+    WriteId, check, create, relink, repair,
 };
+use vdisk::{ErrorKind, RepairMode};
 
 use crate::vhdx_model::{options, pattern, readable, writable};
 
@@ -137,6 +137,15 @@ fn exercise(file: &Arc<MemoryFile>, parent: Option<Arc<dyn ReadAt>>) -> bool {
         && report.remaining.is_clean()
     {
         VhdxReader::open(readable(&repaired), None).expect("what was repaired is sound");
+    }
+    let relinked = copy();
+    let locator = ParentLocator::new(WriteId(uuid::Uuid::from_u128(5)));
+    if relink(&writable(&relinked), &locator, &seed).is_ok() {
+        let reader = VhdxReader::open(readable(&relinked), None);
+        assert!(reader.map_or_else(
+            |fault| fault.kind() == ErrorKind::Corrupt,
+            |reader| { reader.parent_locator() == Some(&locator) }
+        ));
     }
     let resumed = copy();
     if let Ok(builder) = VhdxBuilder::resume(writable(&resumed)) {

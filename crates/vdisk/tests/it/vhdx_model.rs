@@ -21,6 +21,20 @@ pub enum Step {
     Reopen,
 }
 
+/// A write of [`pattern`].
+pub fn write(offset: u64, length: u64, seed: u8) -> Step {
+    Step::Write {
+        offset,
+        length,
+        seed,
+    }
+}
+
+/// A zeroing.
+pub fn zero(offset: u64, length: u64) -> Step {
+    Step::Zero { offset, length }
+}
+
 /// Bytes that differ from sector to sector and are never zero.
 pub fn pattern(offset: u64, length: u64, seed: u8) -> Vec<u8> {
     (offset..offset + length)
@@ -157,4 +171,13 @@ pub fn qemu_img(arguments: &[&str]) {
         String::from_utf8_lossy(&output.stdout),
         String::from_utf8_lossy(&output.stderr)
     );
+}
+
+/// Lets qemu-img check an image and compare it with what it must read as.
+pub fn qemu_agrees(image: &Path, wanted: &dyn ReadAt) {
+    let raw = image.with_extension("wanted.raw");
+    export(wanted, &raw);
+    let (image, raw) = (image.to_str().expect("path"), raw.to_str().expect("path"));
+    qemu_img(&["check", "-q", "-f", "vhdx", image]);
+    qemu_img(&["compare", "-q", "-f", "vhdx", "-F", "raw", image, raw]);
 }

@@ -12,8 +12,8 @@ use vdisk::vhdx::{
 use vdisk::{ErrorKind, Subformat};
 
 use crate::vhdx_model::{
-    Step, apply, assert_same, export, has_qemu_img, import, options, pattern, qemu_img, readable,
-    writable,
+    Step, apply, assert_same, export, has_qemu_img, import, options, pattern, qemu_agrees,
+    qemu_img, readable, writable, write, zero,
 };
 
 const MIB: u64 = 1 << 20;
@@ -215,6 +215,22 @@ fn run_writer(
     assert_same(&reader, wanted, "finished");
 }
 
+fn make(way: &str, file: &Arc<MemoryFile>, options: &CreateOptions, steps: &[Step]) {
+    if way == "builder" {
+        let builder = VhdxBuilder::create(writable(file), options).expect("create");
+        for step in steps {
+            apply(&builder, step).expect("step");
+        }
+        return builder.finish().expect("finish");
+    }
+    create(&writable(file), options).expect("create");
+    let writer = VhdxWriter::open(writable(file), None, IdSource::seeded(5)).expect("open");
+    for step in steps {
+        apply(&writer, step).expect("step");
+    }
+    writer.finish().expect("finish");
+}
+
 #[test]
 fn qemu_reads_what_is_made() {
     if !has_qemu_img() {
@@ -239,57 +255,20 @@ fn qemu_reads_what_is_made() {
             let file = Arc::new(MemoryFile::new());
             let wanted = model(size);
             let steps = [
-                Step::Write {
-                    offset: 0,
-                    length: 70_000,
-                    seed: 3,
-                },
-                Step::Write {
-                    offset: size - 5000,
-                    length: 5000,
-                    seed: 9,
-                },
-                Step::Write {
-                    offset: size / 2 / 512 * 512,
-                    length: 3 << 20,
-                    seed: 77,
-                },
-                Step::Zero {
-                    offset: size / 2 + MIB,
-                    length: MIB,
-                },
+                write(0, 70_000, 3),
+                write(size - 5000, 5000, 9),
+                write(size / 2 / 512 * 512, 3 << 20, 77),
+                zero(size / 2 + MIB, MIB),
                 Step::Flush,
-                Step::Write {
-                    offset: 3 * MIB - 7,
-                    length: 20,
-                    seed: 1,
-                },
+                write(3 * MIB - 7, 20, 1),
             ];
-            if way == "builder" {
-                let builder = VhdxBuilder::create(writable(&file), &options).expect("create");
-                for step in &steps {
-                    apply(&builder, step).expect("step");
-                }
-                builder.finish().expect("finish");
-            } else {
-                create(&writable(&file), &options).expect("create");
-                let ids = IdSource::seeded(5);
-                let writer = VhdxWriter::open(writable(&file), None, ids).expect("open");
-                for step in &steps {
-                    apply(&writer, step).expect("step");
-                }
-                writer.finish().expect("finish");
-            }
+            make(way, &file, &options, &steps);
             for step in &steps {
                 apply(&wanted, step).expect("step");
             }
             let image = place.path().join(format!("{number}-{way}.vhdx"));
-            let raw = place.path().join(format!("{number}-{way}.raw"));
             export(file.as_ref(), &image);
-            export(&wanted, &raw);
-            let (image, raw) = (image.to_str().expect("path"), raw.to_str().expect("path"));
-            qemu_img(&["check", "-f", "vhdx", image]);
-            qemu_img(&["compare", "-f", "vhdx", "-F", "raw", image, raw]);
+            qemu_agrees(&image, &wanted);
         }
     }
 }
@@ -312,15 +291,7 @@ fn what_qemu_makes_is_read_and_changed_right() {
             (2 * MIB, 3 * MIB),
             (size - 6 * MIB - 512, 70_000),
         ] {
-            apply(
-                &wanted,
-                &Step::Write {
-                    offset,
-                    length,
-                    seed: 5,
-                },
-            )
-            .expect("step");
+            apply(&wanted, &write(offset, length, 5)).expect("step");
         }
         export(&wanted, path("a.raw").as_ref());
         let image = path("a.vhdx");
@@ -341,20 +312,9 @@ fn what_qemu_makes_is_read_and_changed_right() {
         let writer = VhdxWriter::open(writable(&file), None, IdSource::seeded(1)).expect("writer");
         let changed = wanted.clone();
         for step in [
-            Step::Write {
-                offset: size - 9 * MIB + 11,
-                length: 5 * MIB,
-                seed: 8,
-            },
-            Step::Zero {
-                offset: MIB,
-                length: 30 * MIB,
-            },
-            Step::Write {
-                offset: 20 * MIB,
-                length: 4096,
-                seed: 2,
-            },
+            write(size - 9 * MIB + 11, 5 * MIB, 8),
+            zero(MIB, 30 * MIB),
+            write(20 * MIB, 4096, 2),
         ] {
             apply(&writer, &step).expect("step");
             apply(&changed, &step).expect("step");
@@ -362,17 +322,7 @@ fn what_qemu_makes_is_read_and_changed_right() {
         writer.finish().expect("finish");
         check_with_reader(&file, None, &changed);
         export(file.as_ref(), path("b.vhdx").as_ref());
-        export(&changed, path("b.raw").as_ref());
-        qemu_img(&["check", "-f", "vhdx", &path("b.vhdx")]);
-        qemu_img(&[
-            "compare",
-            "-f",
-            "vhdx",
-            "-F",
-            "raw",
-            &path("b.vhdx"),
-            &path("b.raw"),
-        ]);
+        qemu_agrees(path("b.vhdx").as_ref(), &changed);
     }
 }
 
@@ -562,7 +512,9 @@ fn many_threads_change_one_disk_while_another_flushes() {
                 let writer = &writer;
                 scope.spawn(move || {
                     for offset in places(thread) {
-                        writer.write_at(offset, &pattern(offset, 32768, 1)).expect("write");
+                        writer
+                            .write_at(offset, &pattern(offset, 32768, 1))
+                            .expect("write");
                         if offset / 32768 % 3 == 0 {
                             writer.zero_range(offset, 4096).expect("zero");
                         }
@@ -578,7 +530,9 @@ fn many_threads_change_one_disk_while_another_flushes() {
         });
         let wanted = model(size);
         for offset in (0..4).flat_map(places) {
-            wanted.write_at(offset, &pattern(offset, 32768, 1)).expect("model");
+            wanted
+                .write_at(offset, &pattern(offset, 32768, 1))
+                .expect("model");
             if offset / 32768 % 3 == 0 {
                 wanted.zero_range(offset, 4096).expect("model");
             }
@@ -587,4 +541,76 @@ fn many_threads_change_one_disk_while_another_flushes() {
         writer.finish().expect("finish");
         check_with_reader(&file, above, &wanted);
     }
+}
+
+#[test]
+fn extents_say_whose_every_range_is() {
+    let base = Arc::new(MemoryFile::new());
+    let mut small = options(6 * MIB);
+    small.block_bytes = Some(1 << 20);
+    create(&writable(&base), &small).expect("create");
+    let writer = VhdxWriter::open(writable(&base), None, IdSource::seeded(1)).expect("open");
+    writer.write_at(0, &pattern(0, 2 * MIB, 1)).expect("write");
+    writer.zero_range(MIB, MIB).expect("zero");
+    writer.finish().expect("finish");
+    let parent = Arc::new(VhdxReader::open(readable(&base), None).expect("parent"));
+
+    let mut large = options(10 * MIB);
+    large.block_bytes = Some(2 << 20);
+    large.allocation = Allocation::Differencing(ParentLocator::new(parent.data_write_id()));
+    let file = Arc::new(MemoryFile::new());
+    create(&writable(&file), &large).expect("create");
+    let writer =
+        VhdxWriter::open(writable(&file), Some(parent.clone()), IdSource::seeded(2)).expect("open");
+    writer
+        .write_at(2 * MIB + 4096, &pattern(0, 8192, 3))
+        .expect("write");
+    writer.zero_range(4 * MIB, 2 * MIB).expect("zero");
+    writer
+        .write_at(8 * MIB, &pattern(0, 2 * MIB, 3))
+        .expect("write");
+    writer.finish().expect("finish");
+
+    let list = |disk: &dyn ReadAt| {
+        let mut found: Vec<(u64, ExtentKind)> = Vec::new();
+        let mut at = 0;
+        while at < disk.size_bytes() {
+            let extent = disk.extent_at(at, u64::MAX).expect("extent");
+            if found.last().is_none_or(|last| last.1 != extent.kind) {
+                found.push((at, extent.kind));
+            }
+            at = extent.end();
+        }
+        found
+    };
+    use ExtentKind::{Data, InParent, Unallocated, Zero};
+    let parent_list = [(0, Data), (MIB, Zero), (2 * MIB, Unallocated)];
+    assert_eq!(list(parent.as_ref()), parent_list);
+    let alone = VhdxReader::open(readable(&file), None).expect("opens");
+    let (partial, behind) = (2 * MIB + 4096, 2 * MIB + 12288);
+    assert_eq!(
+        list(&alone),
+        [
+            (0, InParent),
+            (partial, Data),
+            (behind, InParent),
+            (4 * MIB, Zero),
+            (6 * MIB, InParent),
+            (8 * MIB, Data)
+        ]
+    );
+    let whole = VhdxReader::open(readable(&file), Some(parent)).expect("opens");
+    assert_eq!(
+        list(&whole),
+        [
+            (0, Data),
+            (MIB, Zero),
+            (2 * MIB, Unallocated),
+            (partial, Data),
+            (behind, Unallocated),
+            (4 * MIB, Zero),
+            (6 * MIB, Unallocated),
+            (8 * MIB, Data)
+        ]
+    );
 }
