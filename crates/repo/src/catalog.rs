@@ -49,7 +49,6 @@ pub(crate) enum PlaceState {
 /// One place.
 #[derive(Debug)]
 pub(crate) struct PointPlace {
-    pub(crate) key: PointKey,
     /// The object that it was read from: a single point or a bundle.
     pub(crate) object: ObjectName,
     pub(crate) state: PlaceState,
@@ -105,9 +104,7 @@ pub(crate) fn list_points(
         };
         match read_place(vault, memory, key, &object) {
             Ok(Some(state)) => {
-                listing
-                    .places
-                    .insert(key, PointPlace { key, object, state });
+                listing.places.insert(key, PointPlace { object, state });
             }
             Ok(None) => {}
             Err(error) => return Err(error),
@@ -137,7 +134,6 @@ pub(crate) fn list_points(
             if known.is_none_or(|state| matches!(state, PlaceState::Damaged(_))) {
                 let state = judge(vault, &object, member.key, &member.point);
                 let place = PointPlace {
-                    key: member.key,
                     object: object.clone(),
                     state,
                 };

@@ -11,6 +11,6 @@ mod reader;
 
 pub(crate) use builder::PackBuilder;
 pub(crate) use file::{PackCache, PackFile};
-pub(crate) use reader::{
-    BlobDecoder, PackFault, check_whole_pack, open_frame, read_directory, scan_frames,
-};
+#[cfg(test)]
+pub(crate) use reader::{BlobDecoder, scan_frames};
+pub(crate) use reader::{check_whole_pack, read_directory};

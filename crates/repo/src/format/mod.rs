@@ -24,6 +24,8 @@ pub(crate) mod cursor;
 pub(crate) mod envelope;
 pub(crate) mod pack;
 pub(crate) mod segment;
+#[cfg(test)]
+mod tests;
 
 pub use blob::{BlobName, Codec};
 pub use pack::{DirectoryEntry, PackHeader, PackKind};

@@ -11,7 +11,6 @@
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use super::filter::Filter;
@@ -76,6 +75,27 @@ fn damaged(path: &Path) -> Error {
 
 fn failed(path: &Path) -> impl FnOnce(std::io::Error) -> Error + '_ {
     move |source| Error::local(path.display().to_string(), source)
+}
+
+/// Fills the buffer from a place in the file, without moving its cursor on Unix.
+#[cfg(unix)]
+fn read_exact_at(file: &File, buffer: &mut [u8], offset: u64) -> std::io::Result<()> {
+    std::os::unix::fs::FileExt::read_exact_at(file, buffer, offset)
+}
+
+/// Fills the buffer from a place in the file.
+#[cfg(windows)]
+fn read_exact_at(file: &File, mut buffer: &mut [u8], mut offset: u64) -> std::io::Result<()> {
+    while !buffer.is_empty() {
+        let read = std::os::windows::fs::FileExt::seek_read(file, buffer, offset)?;
+        if read == 0 {
+            return Err(std::io::ErrorKind::UnexpectedEof.into());
+        }
+        let (_, rest) = buffer.split_at_mut(read);
+        buffer = rest;
+        offset = offset.saturating_add(u64::try_from(read).unwrap_or(u64::MAX));
+    }
+    Ok(())
 }
 
 impl RunWriter {
@@ -227,9 +247,7 @@ impl Run {
     fn page(&self, number: u64) -> Result<Vec<Entry>> {
         let mut bytes = [0u8; PAGE_BYTES];
         let offset = number.saturating_mul(PAGE_BYTES as u64);
-        self.file
-            .read_exact_at(&mut bytes, offset)
-            .map_err(failed(&self.path))?;
+        read_exact_at(&self.file, &mut bytes, offset).map_err(failed(&self.path))?;
         let (found, body) = bytes.split_at(TAG_BYTES);
         // Pages are numbered from one in their tags: the writer counts a page when it begins.
         if tag(&self.hasher, number.saturating_add(1), body) != found {

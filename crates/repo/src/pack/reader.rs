@@ -150,7 +150,7 @@ impl BlobDecoder {
 }
 
 /// Decodes a frame without a directory: its name is computed from what is in it.
-pub(crate) fn open_frame(
+fn open_frame(
     decoder: &BlobDecoder,
     header: &FrameHeader,
     stored: &mut [u8],
@@ -247,20 +247,14 @@ fn open_directory(
     }
 }
 
-/// What [`check_whole_pack`] found out about a pack whose checksum is good.
-pub(crate) struct CheckedPack {
-    pub(crate) decoder: Option<BlobDecoder>,
-    pub(crate) entries: Vec<DirectoryEntry>,
-}
-
-/// Checks the bytes of a whole pack: header, trailer and checksum; with a key also its directory.
+/// Checks the bytes of a whole pack: header, trailer and checksum; with a key also its directory, which it gives.
 pub(crate) fn check_whole_pack(
     name: &ObjectName,
     kind: PackKind,
     id: PackId,
     bytes: &[u8],
     find_key: &dyn Fn(KeyId) -> Option<SecretKey>,
-) -> Result<CheckedPack> {
+) -> Result<Vec<DirectoryEntry>> {
     let corrupt = |what: &'static str| Error::corrupt(name, what);
     let header = check_header(name, kind, id, bytes)?;
     let (body, sum) = bytes
@@ -277,10 +271,7 @@ pub(crate) fn check_whole_pack(
     let decoder = match BlobDecoder::new(header, find_key) {
         Ok(decoder) => decoder,
         Err(error) if error.kind() == ErrorKind::WrongKey => {
-            return Ok(CheckedPack {
-                decoder: None,
-                entries: Vec::new(),
-            });
+            return Ok(Vec::new());
         }
         Err(error) => return Err(error),
     };
@@ -289,11 +280,7 @@ pub(crate) fn check_whole_pack(
         .get(start..)
         .ok_or_else(|| corrupt("shorter than its directory"))?
         .to_vec();
-    let entries = open_directory(&decoder, &trailer, &mut end).map_err(corrupt)?;
-    Ok(CheckedPack {
-        decoder: Some(decoder),
-        entries,
-    })
+    open_directory(&decoder, &trailer, &mut end).map_err(corrupt)
 }
 
 /// Finds the blobs of a damaged pack by its frames alone: every entry that it returns was decrypted and hashed.
