@@ -291,8 +291,7 @@ pub fn repair(file: &dyn WriteAt, mode: RepairMode) -> Result<CheckReport> {
     if report.worst.is_none() {
         return Ok(report);
     }
-    let real_damage = report.findings.iter().any(is_real_damage);
-    if real_damage || (report.unlisted > 0 && report.worst == Some(Severity::Damage)) {
+    if has_real_damage(&report) {
         if mode == RepairMode::Lossless {
             return Err(Error::corrupt(
                 "qcow2: there is damage whose repair drops data",
@@ -302,17 +301,24 @@ pub fn repair(file: &dyn WriteAt, mode: RepairMode) -> Result<CheckReport> {
     }
     rebuild::rebuild(file, &mut header, OwnedBits::Corrected)?;
     let after = check_with(&Qcow2Header::read(file)?, file)?;
-    let left = after
-        .findings
-        .iter()
-        .find(|finding| is_real_damage(finding));
-    if let Some(finding) = left {
+    if has_real_damage(&after) {
+        let left = after
+            .findings
+            .iter()
+            .find(|finding| is_real_damage(finding));
+        let text = left.map_or_else(|| "too many findings".to_owned(), ToString::to_string);
         return Err(Error::corrupt(format!(
-            "qcow2: damage that no repair undoes: {finding}"
+            "qcow2: damage that no repair undoes: {text}"
         )));
     }
     set_incompatible(file, &mut header, !(header::DIRTY | header::CORRUPT))?;
     Ok(report)
+}
+
+/// Whether a report holds real damage; findings that are not listed count as such when the worst is damage.
+fn has_real_damage(report: &CheckReport) -> bool {
+    let unlisted = report.unlisted > 0 && report.worst == Some(Severity::Damage);
+    unlisted || report.findings.iter().any(is_real_damage)
 }
 
 /// Damage other than the mark that says so, which lies in the header.

@@ -16,7 +16,7 @@ use super::header::Qcow2Header;
 use super::rebuild::{self, OwnedBits};
 use super::space::CountedSpace;
 use super::tables::Tables;
-use crate::{Error, ErrorKind, RepairMode, Result};
+use crate::{Error, ErrorKind, RepairMode, Result, Severity};
 
 /// A qcow2 image, opened for reading and writing.
 pub struct Qcow2Writer {
@@ -53,9 +53,15 @@ impl Qcow2Writer {
             repair(&*file, RepairMode::Lossless)?;
         }
         let report = check(&*file)?;
-        if let Some(finding) = report.findings.iter().find(|_| !report.is_clean()) {
+        if !report.is_clean() {
+            // Beyond the listed findings there may be none but notes among those that are.
+            let worst = report
+                .findings
+                .iter()
+                .find(|finding| finding.severity > Severity::Note);
+            let text = worst.map_or_else(|| "too many findings".to_owned(), ToString::to_string);
             return Err(Error::corrupt(format!(
-                "qcow2: repair the image before writing: {finding}"
+                "qcow2: repair the image before writing: {text}"
             )));
         }
         let mut header = Qcow2Header::read(&file)?;

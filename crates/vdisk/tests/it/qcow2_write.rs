@@ -848,6 +848,55 @@ fn damage_is_dropped_only_when_loss_is_allowed() {
 }
 
 #[test]
+fn an_uncounted_cluster_behind_a_thousand_leaks_still_keeps_the_writer_out() {
+    let file = Arc::new(MemoryFile::new());
+    let options = Qcow2Options {
+        cluster_bytes: 512,
+        ..Qcow2Options::new(4 << 20)
+    };
+    let builder = Qcow2Builder::create(file.clone(), &options, None).expect("create");
+    builder.write_at(0, &vec![1; 3 << 20]).expect("write");
+    builder.finish().expect("finish");
+    let mut word = [0; 8];
+    file.read_at(48, &mut word).expect("table");
+    let table = u64::from_be_bytes(word);
+    // Every second cluster is counted twice, and the last counted one not at all.
+    let mut last = 0;
+    for number in 0..26 {
+        file.read_at(table + number * 8, &mut word).expect("block");
+        let block = u64::from_be_bytes(word);
+        if block == 0 {
+            break;
+        }
+        for slot in 0..256u64 {
+            let mut count = [0; 2];
+            file.read_at(block + slot * 2, &mut count).expect("count");
+            if count == [0, 1] {
+                last = block + slot * 2;
+                if slot % 2 == 0 {
+                    file.write_at(last, &[0, 2]).expect("write");
+                }
+            }
+        }
+    }
+    file.write_at(last, &[0, 0]).expect("write");
+    let report = qcow2::check(&*file).expect("check");
+    assert!(report.unlisted > 0 && report.worst == Some(Severity::Repairable));
+    assert!(
+        report
+            .findings
+            .iter()
+            .all(|finding| finding.severity == Severity::Note)
+    );
+    let error = Qcow2Writer::open(file.clone(), None)
+        .err()
+        .expect("refused");
+    assert_eq!(error.kind(), ErrorKind::Corrupt);
+    qcow2::repair(&*file, RepairMode::Lossless).expect("repair");
+    assert_spotless(&*file, "repaired");
+}
+
+#[test]
 fn dirty_and_corrupt_marks_are_respected() {
     let file = Arc::new(MemoryFile::new());
     qcow2::create(file.clone(), &Qcow2Options::new(1 << 20)).expect("create");
