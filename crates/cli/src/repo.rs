@@ -1,12 +1,15 @@
 //! `hikae repo …`: the repository itself.
 
 mod check_store;
+mod copy;
 mod gc;
 mod hold;
 mod init;
 mod key;
 mod lease;
 mod retain;
+mod stats;
+mod verify;
 
 use crate::args::RepoVerb;
 use crate::exit::Exit;
@@ -21,9 +24,10 @@ pub fn run(verb: &RepoVerb, output: &Output) -> anyhow::Result<Exit> {
         RepoVerb::Retain(arguments) => retain::run(arguments, output),
         RepoVerb::Lease { verb } => lease::run(verb, output),
         RepoVerb::Hold(arguments) => hold::run(arguments, output),
-        RepoVerb::Verify(_) | RepoVerb::Copy(_) | RepoVerb::Repair(_) | RepoVerb::Stats { .. } => {
-            anyhow::bail!("this verb is not in this build yet")
-        }
+        RepoVerb::Verify(arguments) => verify::run(arguments, output),
+        RepoVerb::Stats { target } => stats::run(target, output),
+        RepoVerb::Copy(arguments) => copy::run(arguments, output),
+        RepoVerb::Repair(_) => anyhow::bail!("this verb is not in this build yet"),
         RepoVerb::Key { verb } => key::run(verb, output),
     }
 }

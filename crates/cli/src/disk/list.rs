@@ -75,7 +75,7 @@ pub fn run(
                 .map(|disk| disk.root.to_string())
                 .unwrap_or_default(),
             bytes_logical: point.disks.iter().map(|disk| disk.length_bytes).sum(),
-            bytes_stored: point.counters.get("bytes_stored").copied(),
+            bytes_stored: point.counters.get("stored_bytes").copied(),
             state: match record.marks.health() {
                 PointHealth::Damaged => "damaged",
                 PointHealth::Verified => "verified",
