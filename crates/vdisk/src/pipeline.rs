@@ -35,10 +35,10 @@ pub(crate) enum CommitOrder {
     Ascending,
 }
 
-/// How many threads work: twice the cores, so that some wait for the disk while others compute.
+/// How many threads work. More than cores wait for one another: the kernel lets one at a time write to a file.
 pub(crate) fn thread_count() -> usize {
     let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
-    cores.saturating_mul(2).clamp(2, MAX_THREADS)
+    cores.clamp(2, MAX_THREADS)
 }
 
 struct Source<N> {
