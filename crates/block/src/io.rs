@@ -94,6 +94,18 @@ pub trait WriteAt: ReadAt {
     fn flush(&self) -> Result<()>;
 }
 
+impl<T: ReadAt + ?Sized> ReadAt for &T {
+    fn size_bytes(&self) -> u64 {
+        (**self).size_bytes()
+    }
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        (**self).read_at(offset, buffer)
+    }
+    fn extent_at(&self, offset: u64, limit_bytes: u64) -> Result<Extent> {
+        (**self).extent_at(offset, limit_bytes)
+    }
+}
+
 impl<T: ReadAt + ?Sized> ReadAt for std::sync::Arc<T> {
     fn size_bytes(&self) -> u64 {
         (**self).size_bytes()

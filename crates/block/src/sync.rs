@@ -194,7 +194,9 @@ impl SyncStats {
         let hash = std::mem::size_of::<crate::BlockHash>() as u64;
         let blocks = self.sent_blocks.saturating_mul(crate::BLOCK_SIZE_BYTES);
         let leaves = self.compared_leaves.saturating_mul(hash);
-        let described = self.changed_leaves.saturating_mul(hash * crate::FANOUT as u64);
+        let described = self
+            .changed_leaves
+            .saturating_mul(hash * crate::FANOUT as u64);
         blocks.saturating_add(leaves).saturating_add(described)
     }
 

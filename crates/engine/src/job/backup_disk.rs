@@ -293,7 +293,7 @@ fn run(
         Ok(repository.begin(&request.name, &request.session)?)
     })?;
     let left_out = left_out_ranges(request)?;
-    let source = LeftOut::new(Shown(source), left_out);
+    let source = LeftOut::new(source, left_out);
     let plan = plan_on(request, session.base(), source.size_bytes());
     let transferred = steps.step("transfer", &name, || {
         transfer(&session, request, &plan, &source, context)
@@ -315,21 +315,6 @@ fn run(
     steps.step("commit", &name, || {
         commit(session, request, &plan, transferred)
     })
-}
-
-/// A borrowed disk as a source of its own.
-struct Shown<'a>(&'a dyn ReadAt);
-
-impl ReadAt for Shown<'_> {
-    fn size_bytes(&self) -> u64 {
-        self.0.size_bytes()
-    }
-    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> block::Result<()> {
-        self.0.read_at(offset, buffer)
-    }
-    fn extent_at(&self, offset: u64, limit_bytes: u64) -> block::Result<block::Extent> {
-        self.0.extent_at(offset, limit_bytes)
-    }
 }
 
 fn left_out_ranges(request: &BackupRequest) -> Result<ChangedRanges> {

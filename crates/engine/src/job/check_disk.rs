@@ -1,6 +1,7 @@
 //! Consistency check: a source read again and compared with a version, by hashes. The repository's data is not read.
 
-use block::{ByteRange, ReadAt};
+use block::sync::LeftOut;
+use block::{ByteRange, ChangedRanges, ReadAt};
 use repo::lease::LeaseKind;
 use repo::{PointSelector, ReadProtection, Repository};
 use serde::Serialize;
@@ -49,6 +50,16 @@ pub fn check_disk(
     let point = repository.find_point(selector)?.point;
     let version = choose_disk(&point, label)?;
     let session = repository.read_session(LeaseKind::Verify, &[&point], ReadProtection::Lease)?;
+    // What the version leaves out on purpose is no difference.
+    let left_out = version
+        .omissions
+        .iter()
+        .flat_map(|omissions| &omissions.ranges);
+    let left_out = ChangedRanges::new(left_out.map(|range| ByteRange {
+        offset: range.offset,
+        length_bytes: range.length_bytes,
+    }))?;
+    let disk = LeftOut::new(disk, left_out);
     let longer = version.length_bytes.max(disk.size_bytes());
     let mut report = CheckDiskReport {
         version: format!("{}@{}", point.name, point.sequence),
@@ -63,7 +74,7 @@ pub fn check_disk(
     };
     context.progress.begin("comparing", Some(longer));
     let compared = compare_with_tree(
-        disk,
+        &disk,
         version.tree(),
         repository,
         LeafWindow::ALL,

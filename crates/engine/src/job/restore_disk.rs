@@ -10,33 +10,29 @@
 //! Every block is hashed against the tree before it is written. Zero ranges are not written into a new image. An
 //! interrupted run leaves nothing under the image's own name; interrupted in place, it is simply run again.
 
+mod in_place;
+mod new_image;
+
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use block::geometry::{self, LEAF_SIZE_BYTES};
-use block::sync::SlotSet;
-use block::{BLOCK_SIZE_BYTES, BlockIndex, LeafIndex, NodeHash, ReadAt};
+use block::ReadAt;
 use repo::lease::LeaseKind;
 use repo::{
-    BulkRead, DiskVersion, PointSelector, ReadProtection, ReadSession, RecoveryPoint, Repository,
+    DiskVersion, PointSelector, ReadProtection, ReadSession, RecoveryPoint, Repository,
     VersionReader,
 };
-use serde::{Deserialize, Serialize};
-use vdisk::image::{self, CreateOptions, IfExists, ImageProfile, ImageWriter, WriteOrder};
+use serde::Serialize;
+use vdisk::image::{self, ImageProfile};
 use vdisk::vhdx::IdSource;
 use vdisk::{Format, Subformat};
 
-use super::target::{InPlaceTarget, free_bytes, open_in_place};
+use super::target::is_device;
 use super::{JobContext, Steps, choose_disk};
 use crate::compare::{LeafWindow, compare_with_tree};
 use crate::profile::{format_word, profile_from, subformat_word};
 use crate::{Error, ErrorKind, Result};
-
-/// Leaves between two flushes of a new image: 8 GiB of disk.
-const LEAVES_PER_FLUSH: u64 = 1024;
-/// Leaves compared and then written, in place: what differs in them is held in memory.
-const LEAVES_PER_WINDOW: u64 = 16_384;
 
 /// What happens to the target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -230,6 +226,8 @@ fn plan_on(
 
 fn wanted_profile(request: &RestoreRequest, disk: &DiskVersion) -> Result<ImageProfile> {
     let mut profile = match request.format {
+        // A device is the disk itself.
+        None if is_device(&request.target) => ImageProfile::of(Format::Raw),
         None => profile_from(&disk.image)?,
         Some(format) => match profile_from(&disk.image) {
             Ok(kept) if kept.format == format => kept,
@@ -308,15 +306,6 @@ fn end(session: Arc<ReadSession>) -> repo::Result<()> {
     Arc::into_inner(session).map_or(Ok(()), ReadSession::finish)
 }
 
-/// How far a new image is durable: beside it, until it is whole.
-#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct RestoreNote {
-    root: String,
-    format: Option<String>,
-    subformat: Option<String>,
-    next_leaf: u64,
-}
-
 struct Run<'a> {
     repository: &'a Repository,
     request: &'a RestoreRequest,
@@ -326,301 +315,6 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    fn into_new_image(
-        &self,
-        profile: &ImageProfile,
-        report: &mut RestoreReport,
-        steps: &mut Steps<'_>,
-    ) -> Result<()> {
-        let target = &self.request.target;
-        let shown = target.display().to_string();
-        let options = CreateOptions {
-            size_bytes: self.disk.length_bytes,
-            profile: profile.clone(),
-            if_exists: match self.request.mode {
-                RestoreMode::Replace => IfExists::Replace,
-                RestoreMode::New | RestoreMode::InPlace => IfExists::Refuse,
-            },
-            ids: self.request.ids.clone(),
-            unix_seconds: self.repository.environment().clock.unix_ms() / 1000,
-        };
-        let (writer, first) =
-            steps.step("create", &shown, || self.begin_image(&options, report))?;
-        steps.step("write", &shown, || {
-            self.write_leaves(writer.as_ref(), first, report)
-        })?;
-        steps.step("finish", &shown, || {
-            writer.finish()?;
-            remove_note(target)
-        })
-    }
-
-    /// Goes on with what an interrupted run of the same version and shape left, or begins.
-    fn begin_image(
-        &self,
-        options: &CreateOptions,
-        report: &mut RestoreReport,
-    ) -> Result<(Box<dyn ImageWriter>, LeafIndex)> {
-        let target = &self.request.target;
-        if let Some(note) =
-            read_note(target).filter(|note| *note == self.note(report, note.next_leaf))
-            && let Ok(writer) = image::resume(target, options)
-        {
-            report.resumed = true;
-            let first = LeafIndex(note.next_leaf);
-            if writer.order() == WriteOrder::Any {
-                // Behind the last flush anything may lie: zeros must be put there, not assumed.
-                let from = first.offset().min(self.disk.length_bytes);
-                let rest = self.disk.length_bytes - from;
-                if rest > 0 {
-                    writer.zero_range(from, rest)?;
-                }
-                return Ok((writer, first));
-            }
-        }
-        report.resumed = false;
-        remove_note(target)?;
-        self.check_space(options)?;
-        Ok((image::create(target, options)?, LeafIndex(0)))
-    }
-
-    /// Refuses before anything is written when the target's file system plainly has no room: first by counting leaves, and
-    /// only if that is not enough by counting blocks.
-    fn check_space(&self, options: &CreateOptions) -> Result<()> {
-        let Some(free) = free_bytes(&self.request.target) else {
-            return Ok(());
-        };
-        if options.profile.subformat == Subformat::StreamOptimized {
-            return Ok(());
-        }
-        let mut tree = self.reader.tree()?;
-        let mut leaves = 0u64;
-        for run in tree.runs(LeafIndex(0)) {
-            leaves += u64::from(run?.hash != NodeHash::zero(1));
-        }
-        if leaves.saturating_mul(LEAF_SIZE_BYTES) <= free {
-            return Ok(());
-        }
-        let (mut blocks, mut at) = (0u64, LeafIndex(0));
-        while let Some(run) = tree.run_at(at)? {
-            self.context.cancel.check()?;
-            if run.hash != NodeHash::zero(1) {
-                let node = tree.leaf(at)?;
-                blocks += node
-                    .blocks()
-                    .filter(|hash| *hash != block::BlockHash::zero())
-                    .count() as u64;
-            }
-            at = LeafIndex(at.0.saturating_add(run.count));
-        }
-        let needed = blocks.saturating_mul(BLOCK_SIZE_BYTES);
-        if needed <= free {
-            return Ok(());
-        }
-        let target = self.request.target.display();
-        let what = format!("{target} needs {needed} bytes, {free} are free there");
-        Err(Error::new(ErrorKind::Full, what))
-    }
-
-    fn note(&self, report: &RestoreReport, next_leaf: u64) -> RestoreNote {
-        RestoreNote {
-            root: self.disk.root.to_string(),
-            format: report.plan.format.clone(),
-            subformat: report.plan.subformat.clone(),
-            next_leaf,
-        }
-    }
-
-    fn write_leaves(
-        &self,
-        writer: &dyn ImageWriter,
-        first: LeafIndex,
-        report: &mut RestoreReport,
-    ) -> Result<()> {
-        let leaves = geometry::leaf_count(self.disk.length_bytes);
-        let progress = self.context.progress;
-        progress.begin("restoring", Some(self.disk.length_bytes));
-        progress.advance(first.offset().min(self.disk.length_bytes));
-        let mut next = first.0;
-        let result = loop {
-            if next >= leaves {
-                break Ok(());
-            }
-            let end = next.saturating_add(LEAVES_PER_FLUSH).min(leaves);
-            match self.write_some(writer, LeafIndex(next), LeafIndex(end)) {
-                Ok(bytes) => report.written_bytes = report.written_bytes.saturating_add(bytes),
-                Err(error) => break Err(error),
-            }
-            next = end;
-            if next < leaves {
-                let noted = writer.flush().map_err(Error::from);
-                let note = self.note(report, next);
-                if let Err(error) = noted.and_then(|()| put_note(&self.request.target, &note)) {
-                    break Err(error);
-                }
-            }
-        };
-        progress.end();
-        result
-    }
-
-    /// Writes the leaves of a range; answers how many bytes that were.
-    fn write_some(
-        &self,
-        writer: &dyn ImageWriter,
-        first: LeafIndex,
-        end: LeafIndex,
-    ) -> Result<u64> {
-        let mut options = BulkRead {
-            first,
-            end: Some(end),
-            ..BulkRead::default()
-        };
-        options.workers = match (writer.order(), self.request.workers) {
-            // One worker gives its leaves in order.
-            (WriteOrder::Ascending, _) => 1,
-            (WriteOrder::Any, Some(workers)) => workers.max(1),
-            (WriteOrder::Any, None) => options.workers,
-        };
-        let shared = Mutex::new((0u64, first.offset()));
-        let failed = FirstFailure::default();
-        let read = self.reader.read_leaves(&options, &|_, _| true, &|leaf| {
-            failed.keep(self.context.cancel.check())?;
-            let mut bytes = 0u64;
-            for (offset, run) in leaf.runs() {
-                failed.keep(writer.write_at(offset, run).map_err(Error::from))?;
-                bytes = bytes.saturating_add(run.len() as u64);
-            }
-            let mut shared = shared.lock().unwrap_or_else(PoisonError::into_inner);
-            shared.0 = shared.0.saturating_add(bytes);
-            let reached = leaf
-                .leaf
-                .offset()
-                .saturating_add(LEAF_SIZE_BYTES)
-                .min(self.disk.length_bytes);
-            if reached > shared.1 {
-                self.context.progress.advance(reached - shared.1);
-                shared.1 = reached;
-            }
-            Ok(())
-        });
-        failed.take_or(read)?;
-        let (bytes, reached) = shared.into_inner().unwrap_or_else(PoisonError::into_inner);
-        let behind = end.offset().min(self.disk.length_bytes);
-        self.context
-            .progress
-            .advance(behind.saturating_sub(reached));
-        Ok(bytes)
-    }
-
-    fn in_place(&self, report: &mut RestoreReport, steps: &mut Steps<'_>) -> Result<()> {
-        let shown = self.request.target.display().to_string();
-        let target = steps.step("open", &shown, || {
-            open_in_place(&self.request.target, self.request.format, &self.request.ids)
-        })?;
-        let (has, needs) = (target.disk().size_bytes(), self.disk.length_bytes);
-        if has != needs {
-            let what = format!("{shown} is a disk of {has} bytes, the version one of {needs}");
-            return Err(Error::new(ErrorKind::Invalid, what));
-        }
-        steps.step("write what differs", &shown, || {
-            self.write_differences(&target, report)
-        })?;
-        steps.step("finish", &shown, || target.finish())
-    }
-
-    fn write_differences(&self, target: &InPlaceTarget, report: &mut RestoreReport) -> Result<()> {
-        let leaves = geometry::leaf_count(self.disk.length_bytes);
-        self.context
-            .progress
-            .begin("restoring in place", Some(self.disk.length_bytes));
-        let mut next = 0;
-        let mut result = Ok(());
-        while next < leaves && result.is_ok() {
-            let end = next.saturating_add(LEAVES_PER_WINDOW).min(leaves);
-            let window = LeafWindow {
-                first: LeafIndex(next),
-                end: LeafIndex(end),
-            };
-            result = self.write_window(target, window, report);
-            next = end;
-        }
-        self.context.progress.end();
-        result
-    }
-
-    fn write_window(
-        &self,
-        target: &InPlaceTarget,
-        window: LeafWindow,
-        report: &mut RestoreReport,
-    ) -> Result<()> {
-        let disk = target.disk();
-        let mut missing: Vec<(LeafIndex, SlotSet)> = Vec::new();
-        let mut zeroed = 0u64;
-        let zero = block::BlockHash::zero();
-        let shown: &dyn ReadAt = disk;
-        let tree = self.disk.tree();
-        let cost = compare_with_tree(
-            shown,
-            tree,
-            self.repository,
-            window,
-            self.context,
-            |found| {
-                let mut wanted = SlotSet::EMPTY;
-                for slot in found.slots.iter() {
-                    if found.wanted.block(slot) != zero {
-                        wanted.insert(slot);
-                        continue;
-                    }
-                    let offset = found
-                        .leaf
-                        .offset()
-                        .saturating_add((slot as u64).saturating_mul(BLOCK_SIZE_BYTES));
-                    let length =
-                        BLOCK_SIZE_BYTES.min(self.disk.length_bytes.saturating_sub(offset));
-                    disk.zero_range(offset, length)?;
-                    zeroed = zeroed.saturating_add(length);
-                }
-                if !wanted.is_empty() {
-                    missing.push((found.leaf, wanted));
-                }
-                Ok(())
-            },
-        )?;
-        report.read_back_bytes = report.read_back_bytes.saturating_add(cost.read_bytes);
-        report.zeroed_bytes = report.zeroed_bytes.saturating_add(zeroed);
-        let Some(((first, _), (last, _))) = missing.first().zip(missing.last()) else {
-            return Ok(());
-        };
-        let options = BulkRead {
-            first: *first,
-            end: Some(LeafIndex(last.0.saturating_add(1))),
-            ..BulkRead::default()
-        };
-        let wanted = |block: BlockIndex, _| {
-            let at = missing.binary_search_by_key(&block.leaf(), |(leaf, _)| *leaf);
-            at.ok()
-                .and_then(|at| missing.get(at))
-                .is_some_and(|(_, slots)| slots.contains(block.slot()))
-        };
-        let written = Mutex::new(0u64);
-        let failed = FirstFailure::default();
-        let read = self.reader.read_leaves(&options, &wanted, &|leaf| {
-            failed.keep(self.context.cancel.check())?;
-            for (offset, run) in leaf.runs() {
-                failed.keep(disk.write_at(offset, run).map_err(Error::from))?;
-                *written.lock().unwrap_or_else(PoisonError::into_inner) += run.len() as u64;
-            }
-            Ok(())
-        });
-        failed.take_or(read)?;
-        let written = written.into_inner().unwrap_or_else(PoisonError::into_inner);
-        report.written_bytes = report.written_bytes.saturating_add(written);
-        Ok(())
-    }
-
     fn prove(&self, report: &mut RestoreReport) -> Result<()> {
         if self.request.proof == Proof::BeforeWriting {
             return Ok(());
@@ -687,39 +381,5 @@ impl FirstFailure {
             Some(error) => Err(error),
             None => Ok(result?),
         }
-    }
-}
-
-fn note_path(target: &Path) -> PathBuf {
-    let mut path = image::partial_path(target).into_os_string();
-    path.push(".note");
-    path.into()
-}
-
-/// A note that cannot be read is no note: the image is begun anew.
-fn read_note(target: &Path) -> Option<RestoreNote> {
-    let text = std::fs::read(note_path(target)).ok()?;
-    serde_json::from_slice(&text).ok()
-}
-
-fn put_note(target: &Path, note: &RestoreNote) -> Result<()> {
-    let failed =
-        |error: std::io::Error| Error::new(ErrorKind::Io, "noting progress").caused_by(error);
-    let text = serde_json::to_vec(note)
-        .map_err(|error| Error::new(ErrorKind::Io, "noting progress").caused_by(error))?;
-    let path = note_path(target);
-    let fresh = path.with_extension("note.new");
-    let file = std::fs::File::create(&fresh).map_err(failed)?;
-    std::io::Write::write_all(&mut &file, &text).map_err(failed)?;
-    file.sync_all().map_err(failed)?;
-    std::fs::rename(&fresh, &path).map_err(failed)
-}
-
-fn remove_note(target: &Path) -> Result<()> {
-    match std::fs::remove_file(note_path(target)) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(Error::new(ErrorKind::Io, "removing the note of progress").caused_by(error))
-        }
-        _ => Ok(()),
     }
 }

@@ -91,9 +91,14 @@ fn refuse_child(path: &Path, format: Format) -> Result<()> {
     Ok(())
 }
 
+/// Whether the target is there and is neither a file nor a folder.
+pub(crate) fn is_device(target: &Path) -> bool {
+    std::fs::metadata(target).is_ok_and(|metadata| !metadata.is_file() && !metadata.is_dir())
+}
+
 /// Bytes free for a new file at `target`, when the system tells; devices have the room that they have.
 pub(crate) fn free_bytes(target: &Path) -> Option<u64> {
-    if std::fs::metadata(target).is_ok_and(|metadata| !metadata.is_file()) {
+    if is_device(target) {
         return None;
     }
     let directory = target.parent().filter(|path| !path.as_os_str().is_empty());

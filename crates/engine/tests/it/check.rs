@@ -3,7 +3,7 @@
 use engine::job::check_disk::check_disk;
 use engine::job::diff_disk::diff_disks;
 
-use crate::support::{BLOCK, LEAF, SparseDisk, World, context, selector};
+use crate::support::{BLOCK, LEAF, SparseDisk, World, context, request, selector};
 
 #[test]
 fn a_check_names_exactly_the_ranges_that_differ() {
@@ -42,6 +42,25 @@ fn a_check_names_exactly_the_ranges_that_differ() {
     assert_eq!(check(&disk).ranges, [(400 * block, 100 * block)]);
     disk = SparseDisk::filled(9 * LEAF, (0..100).chain(400..500).chain([1000]), 1);
     assert_eq!(check(&disk).ranges, [(1000 * block, block)]);
+}
+
+#[test]
+fn what_was_left_out_on_purpose_is_no_difference() {
+    let world = World::new();
+    let disk = SparseDisk::filled(2 * LEAF, 0..256, 1);
+    let mut leaving = request("vm");
+    let range = repo::ByteRange {
+        offset: 10 * BLOCK as u64,
+        length_bytes: 20 * BLOCK as u64,
+    };
+    leaving.left_out = Some(repo::Omissions {
+        ranges: vec![range],
+        reason: "swap".to_owned(),
+    });
+    world.back_up_with(&leaving, &disk).unwrap();
+    let report = check_disk(&world.repository, &selector("vm"), None, &disk, context()).unwrap();
+    assert!(report.is_equal, "{report:?}");
+    assert_eq!(report.read_bytes, 236 * BLOCK as u64);
 }
 
 #[test]
