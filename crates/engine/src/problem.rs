@@ -45,6 +45,7 @@ pub struct Problem {
 /// Code, summary, cause, action.
 type Rule = (&'static str, &'static str, &'static str, &'static str);
 
+#[expect(clippy::too_many_lines, reason = "a table: one row for each kind")]
 fn repository_rule(kind: repo::ErrorKind) -> Rule {
     use repo::ErrorKind as Kind;
     match kind {

@@ -128,7 +128,7 @@ impl Sample {
         };
         let mut state = (block << 8 | version).wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
         for line in bytes.chunks_mut(64) {
-            if block % 2 == 0 {
+            if block.is_multiple_of(2) {
                 let mut text = [b'.'; 64];
                 // A line is longer than what is written into it.
                 write!(

@@ -298,16 +298,7 @@ impl<'a> Transfer<'a> {
         );
         self.context.progress.end();
         if let Err(error) = result {
-            // What was done so far need not be done again; the first error is the one to tell.
-            let saved = builder
-                .checkpoint(&mut NodesTo(self.blobs))
-                .map_err(Error::from)
-                .and_then(|tree| checkpoint(tree));
-            if let Err(failed) = saved {
-                self.context
-                    .progress
-                    .warn(&format!("progress could not be saved: {failed}"));
-            }
+            self.save(&mut builder, checkpoint);
             return Err(error);
         }
         let (tree, built) = builder.finish(&mut NodesTo(self.blobs))?;
@@ -319,6 +310,19 @@ impl<'a> Transfer<'a> {
             unreadable,
             lies: Vec::new(),
         })
+    }
+
+    /// What was done so far need not be done again. The error that ended the transfer is the one to tell.
+    fn save(
+        &self,
+        builder: &mut TreeBuilder<'_>,
+        checkpoint: &mut dyn FnMut(DiskTree) -> Result<()>,
+    ) {
+        let tree = builder.checkpoint(&mut NodesTo(self.blobs));
+        if let Err(failed) = tree.map_err(Error::from).and_then(checkpoint) {
+            let text = format!("progress could not be saved: {failed}");
+            self.context.progress.warn(&text);
+        }
     }
 
     /// One step, on a worker.

@@ -286,7 +286,7 @@ pub fn restore_disk(
         context,
     };
     let result = match &profile {
-        Some(profile) => run.into_new_image(profile, &mut report, &mut steps),
+        Some(profile) => run.write_new_image(profile, &mut report, &mut steps),
         None => run.in_place(&mut report, &mut steps),
     };
     let result = result.and_then(|()| run.prove(&mut report));

@@ -43,7 +43,7 @@ struct Begun {
 }
 
 impl Run<'_> {
-    pub(super) fn into_new_image(
+    pub(super) fn write_new_image(
         &self,
         profile: &ImageProfile,
         report: &mut RestoreReport,
