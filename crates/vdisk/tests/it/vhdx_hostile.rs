@@ -15,7 +15,7 @@ use vdisk::{ErrorKind, RepairMode};
 use crate::vhdx_model::{options, pattern, readable, writable};
 
 const MIB: u64 = 1 << 20;
-const ROUNDS: u64 = 4000;
+const ROUNDS: u64 = 2500;
 
 /// SplitMix64.
 struct Random(u64);

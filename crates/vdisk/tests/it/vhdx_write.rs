@@ -120,7 +120,7 @@ fn check_with_reader(file: &Arc<MemoryFile>, parent: Option<Arc<dyn ReadAt>>, wa
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(160))]
+    #![proptest_config(ProptestConfig::with_cases(96))]
 
     #[test]
     fn what_is_built_reads_as_the_model(
