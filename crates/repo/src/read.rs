@@ -46,7 +46,7 @@ pub enum ReadProtection {
     None,
 }
 
-/// What keeps points readable while somebody reads them.
+/// What keeps points readable while somebody reads them; ends when it is dropped.
 pub struct ReadSession {
     lease: Option<Lease>,
 }
@@ -68,12 +68,21 @@ impl ReadSession {
         self.lease.as_ref().map_or(Ok(()), Lease::beat)
     }
 
-    /// Ends the protection.
+    /// Ends the protection and says whether that worked.
     ///
     /// # Errors
     /// What the store answered; what is left over falls to the stall rule.
-    pub fn finish(self) -> Result<()> {
-        self.lease.map_or(Ok(()), Lease::release)
+    pub fn finish(mut self) -> Result<()> {
+        self.lease.take().map_or(Ok(()), Lease::release)
+    }
+}
+
+impl Drop for ReadSession {
+    fn drop(&mut self) {
+        if let Some(lease) = self.lease.take() {
+            // A lease that cannot be removed now falls to the stall rule; `finish` tells why.
+            lease.release().ok();
+        }
     }
 }
 
