@@ -24,6 +24,7 @@
 )]
 
 mod care;
+mod child;
 mod editor;
 mod probe;
 mod reader;
@@ -37,6 +38,7 @@ use std::sync::Arc;
 use block::{Extent, ReadAt};
 
 pub use care::{RepairReport, check, repair};
+pub use child::{ChildOptions, create_child};
 pub use editor::{ImageEditor, Qcow2Editor, RawEditor};
 pub use probe::probe;
 pub use reader::{ImageReader, Linkage};
