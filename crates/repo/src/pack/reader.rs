@@ -23,6 +23,8 @@ use crate::format::{
 };
 use crate::{Error, ErrorKind, KeyId, PackId, Result};
 
+/// Frame headers that lead to nothing until a damaged pack is given up: as many as a pack can have blobs.
+const MAX_FAILED_FRAMES: usize = 1 << 16;
 /// Bytes that are read from the end of a pack at first: holds the trailer and most directories.
 const TAIL_BYTES: u64 = 64 << 10;
 
@@ -285,12 +287,13 @@ pub(crate) fn check_whole_pack(
 
 /// Finds the blobs of a damaged pack by its frames alone: every entry that it returns was decrypted and hashed.
 ///
-/// A frame whose header is damaged is skipped by looking for the next one that opens. Ordinals are those of the frames, so
+/// A frame whose header is damaged is skipped by looking for the next one that opens, within a bound of attempts. Ordinals are those of the frames, so
 /// that the entries may have gaps.
 pub(crate) fn scan_frames(decoder: &BlobDecoder, bytes: &[u8]) -> Vec<(u32, DirectoryEntry)> {
     let mut found = Vec::new();
     let mut at = PACK_HEADER_BYTES;
     let mut next_ordinal = 0u32;
+    let mut failed = 0usize;
     let mut plain = vec![0u8; BLOCK_BYTES];
     while let Some(rest) = bytes.get(at..) {
         if rest.len() < FRAME_HEADER_BYTES {
@@ -308,7 +311,16 @@ pub(crate) fn scan_frames(decoder: &BlobDecoder, bytes: &[u8]) -> Vec<(u32, Dire
                 next_ordinal = header.ordinal.saturating_add(1);
                 at = usize::try_from(entry.end()).unwrap_or(usize::MAX);
             }
-            None => at = at.saturating_add(1),
+            None => {
+                // A pack made of nothing but beginnings of frames would be decrypted at every byte.
+                if FrameHeader::decode(rest).is_some() {
+                    failed = failed.saturating_add(1);
+                    if failed > MAX_FAILED_FRAMES {
+                        break;
+                    }
+                }
+                at = at.saturating_add(1);
+            }
         }
     }
     found
