@@ -137,6 +137,10 @@ fn judge(scales: &[Scale], data: &str, report: &mut Report) {
         Bar::ScalingUnchanged,
         large.unchanged.ratio(&small.unchanged, Metric::Wall),
     );
+    report.judge(
+        Bar::ScalingRestore,
+        large.restore.ratio(&small.restore, Metric::Wall),
+    );
     let rows = scales.iter().map(|scale| {
         let mut row = vec![scale.name.to_owned()];
         for (samples, first) in [
