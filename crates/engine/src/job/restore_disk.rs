@@ -11,6 +11,7 @@
 //! interrupted run leaves nothing under the image's own name; interrupted in place, it is simply run again.
 
 mod in_place;
+mod lock;
 mod new_image;
 
 use std::fmt;
@@ -254,7 +255,7 @@ fn wanted_profile(request: &RestoreRequest, disk: &DiskVersion) -> Result<ImageP
 /// Restores a disk.
 ///
 /// # Errors
-/// [`ErrorKind::AlreadyExists`] when the target is there and may not be replaced, [`ErrorKind::Full`] when there is no room
+/// [`ErrorKind::Busy`] when another restore writes there, [`ErrorKind::AlreadyExists`] when the target is there and may not be replaced, [`ErrorKind::Full`] when there is no room
 /// for it, [`ErrorKind::Corrupt`] when the repository lacks or has damaged what the version needs.
 pub fn restore_disk(
     repository: &Repository,
@@ -266,6 +267,7 @@ pub fn restore_disk(
     let point = repository.find_point(&request.selector)?.point;
     let disk = choose_disk(&point, request.label.as_deref())?;
     let (plan, profile) = plan_on(request, &point, disk)?;
+    let lock = lock::TargetLock::take(&request.target, request.mode)?;
     let session = repository.read_session(LeaseKind::Restore, &[&point], ReadProtection::Lease)?;
     let reader = repository.open_version(disk, &session)?;
     let mut report = RestoreReport {
@@ -292,6 +294,7 @@ pub fn restore_disk(
     let result = result.and_then(|()| run.prove(&mut report));
     drop(reader);
     let ended = end(session);
+    drop(lock);
     steps.finish(result)?;
     if let Err(error) = ended {
         context.progress.warn(&format!(

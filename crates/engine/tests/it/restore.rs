@@ -313,3 +313,59 @@ fn an_in_place_restore_that_was_stopped_is_simply_run_again() {
     assert!(restore(&world, &wish).unwrap().is_proved);
     same_bytes(&std::fs::read(&target).unwrap(), &disk.bytes());
 }
+
+/// Tries a second restore into the same target while the first is under way.
+struct Meddler<'a> {
+    world: &'a World,
+    wish: RestoreRequest,
+    seen: std::sync::Mutex<Option<ErrorKind>>,
+}
+
+impl Progress for Meddler<'_> {
+    fn begin(&self, _step: &str, _total: Option<u64>) {
+        let mut seen = self.seen.lock().unwrap();
+        if seen.is_none() {
+            *seen = Some(restore(self.world, &self.wish).unwrap_err().kind());
+        }
+    }
+    fn advance(&self, _bytes: u64) {}
+    fn warn(&self, _text: &str) {}
+    fn end(&self) {}
+}
+
+#[test]
+fn two_restores_into_one_target_at_a_time_are_refused() {
+    let disk = SparseDisk::filled(2 * LEAF, 0..200, 1);
+    let world = world(&disk);
+    let folder = tempfile::tempdir().unwrap();
+    let target = folder.path().join("disk.raw");
+    for mode in [RestoreMode::New, RestoreMode::Replace, RestoreMode::InPlace] {
+        let mut wish = wish("vm", &target);
+        (wish.mode, wish.format) = (mode, Some(Format::Raw));
+        let meddler = Meddler {
+            world: &world,
+            wish: wish.clone(),
+            seen: None.into(),
+        };
+        let watched = JobContext {
+            progress: &meddler,
+            ..context()
+        };
+        assert!(
+            restore_disk(&world.repository, &wish, watched)
+                .unwrap()
+                .is_proved
+        );
+        assert_eq!(
+            meddler.seen.into_inner().unwrap(),
+            Some(ErrorKind::Busy),
+            "{mode:?}"
+        );
+        same_bytes(&std::fs::read(&target).unwrap(), &disk.bytes());
+    }
+    assert_eq!(
+        std::fs::read_dir(folder.path()).unwrap().count(),
+        1,
+        "only the image is left"
+    );
+}
