@@ -76,10 +76,14 @@ pub fn default_key_path(id: repo::RepositoryId) -> anyhow::Result<PathBuf> {
 
 /// Cache folder and lease terms.
 pub fn open_options(arguments: &UnlockArgs) -> OpenOptions {
-    OpenOptions {
+    let mut options = OpenOptions {
         cache_dir: cache_dir(arguments),
         ..OpenOptions::default()
+    };
+    if let Some(seconds) = arguments.stall_seconds {
+        options.lease_terms.stall_ms = seconds.saturating_mul(1000);
     }
+    options
 }
 
 fn cache_dir(arguments: &UnlockArgs) -> Option<PathBuf> {
