@@ -22,7 +22,8 @@ use crate::job::Steps;
 use crate::job::target::{free_bytes, is_device};
 use crate::{Error, ErrorKind, Result};
 
-/// Leaves between two flushes of a new image: 8 GiB of disk.
+/// Leaves with data between two flushes of a new image: at most 8 GiB are written. Zeros cost nothing and do not count,
+/// so that the time follows what the disk holds, not how large it is.
 const LEAVES_PER_FLUSH: u64 = 1024;
 
 /// How far a new image is durable: beside it, until it is whole.
@@ -155,7 +156,7 @@ impl Run<'_> {
         let mut next = begun.first.0;
         let mut result = Ok(());
         while next < leaves && result.is_ok() {
-            let end = next.saturating_add(LEAVES_PER_FLUSH).min(leaves);
+            let end = self.window_end(LeafIndex(next))?.0.clamp(next + 1, leaves);
             let window = LeafWindow {
                 first: LeafIndex(next),
                 end: LeafIndex(end),
@@ -170,6 +171,26 @@ impl Run<'_> {
         }
         progress.end();
         result
+    }
+
+    /// The leaf behind a window from `first` on that holds no more data than may lie between two flushes.
+    fn window_end(&self, first: LeafIndex) -> Result<LeafIndex> {
+        let mut tree = self.reader.tree()?;
+        let mut at = first;
+        let mut left = LEAVES_PER_FLUSH;
+        while left > 0 {
+            self.context.cancel.check()?;
+            let Some(run) = tree.run_at(at)? else { break };
+            let taken = if run.hash == NodeHash::zero(1) {
+                run.count
+            } else {
+                let taken = run.count.min(left);
+                left -= taken;
+                taken
+            };
+            at = LeafIndex(at.0.saturating_add(taken));
+        }
+        Ok(at)
     }
 
     fn write_window(
