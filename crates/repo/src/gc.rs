@@ -49,10 +49,10 @@ mod repack;
 mod report;
 mod run;
 mod undelete;
-mod wait;
+pub(crate) mod wait;
 
 pub(crate) use delete::retired_points;
-pub(crate) use fold::directory_of;
+pub(crate) use fold::{SegmentScope, merge_segments};
 pub use plan::{GcMode, GcOptions, MissingPolicy, PackFacts, PackPlan, PinReason, plan_packs};
 pub use records::{Condemned, Retired, Verdict, VerdictOutcome};
 pub(crate) use repack::BlobMover;

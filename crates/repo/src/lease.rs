@@ -24,6 +24,7 @@
 
 mod body;
 mod heartbeat;
+mod operator;
 mod watch;
 
 use std::collections::BTreeSet;

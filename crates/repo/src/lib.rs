@@ -39,6 +39,7 @@ mod names;
 mod pack;
 mod points;
 mod read;
+pub mod repair;
 mod repository;
 pub mod retention;
 mod session;

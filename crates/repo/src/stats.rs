@@ -28,7 +28,7 @@ use crate::marks::PointVisibility;
 use crate::pack::PackFile;
 use crate::points::ProtectedName;
 use crate::repository::Repository;
-use crate::{ErrorKind, PackKind, Result, names};
+use crate::{ErrorKind, PackKind, Result};
 
 /// What one name costs.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

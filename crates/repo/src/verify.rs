@@ -20,12 +20,14 @@
 //! **Invariants.** Everything damaged is named; nothing is repaired. A point is called verified only by a full run that read
 //! and hashed every blob it needs. Which packs a sample reads depends on its seed alone.
 
-mod packs;
+pub(crate) mod packs;
 mod small;
-mod walk;
+pub(crate) mod walk;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
+use crate::catalog::PointMemory;
 use crate::gc::census::PointCensus;
 use crate::gc::ground::Ground;
 use crate::gc::mark::is_damage;
@@ -33,10 +35,10 @@ use crate::gc::retired_points;
 use crate::lease::LeaseKind;
 use crate::marks::{MarkDraft, MarkKind, PointVisibility, put_mark};
 use crate::points::{PointKey, ProtectedName, RecoveryPoint};
-use crate::read::ReadProtection;
+use crate::read::{ReadProtection, ReadSession};
 use crate::repository::Repository;
 use crate::retention::PointHealth;
-use crate::{Result, names};
+use crate::{ErrorKind, Result, names};
 
 pub use small::verify_without_keys;
 
@@ -147,6 +149,9 @@ pub struct DamagedPoint {
     pub objects: Vec<String>,
 }
 
+/// How often points may be forgotten while they are being protected.
+const LOOKS_MAX: usize = 16;
+
 /// Most objects named per point; all of them are among the findings.
 pub const POINT_OBJECTS_MAX: usize = 256;
 
@@ -206,16 +211,8 @@ impl Repository {
     /// was broken meanwhile.
     pub fn verify(&self, options: &VerifyOptions) -> Result<VerifyReport> {
         let ground = Ground::new(self)?;
-        // Nothing that was read before is believed: a flip since then must be found.
-        let memory = crate::catalog::PointMemory::default();
-        let census = PointCensus::take(&ground.vault, &memory)?;
-        let visible: Vec<&RecoveryPoint> = census
-            .points
-            .iter()
-            .filter(|(key, _)| is_visible(&census, **key))
-            .map(|(_, point)| point)
-            .collect();
-        let session = self.read_session(LeaseKind::Verify, &visible, options.protection)?;
+        let (census, session) = self.protect_visible(&ground, options.protection)?;
+        let visible = visible_points(&census);
         ground.refresh()?;
 
         let mut report = VerifyReport::default();
@@ -270,10 +267,30 @@ impl Repository {
         if options.marks == VerifyMarks::Put {
             self.write_down(options, &census, &report)?;
         }
-        if let Some(session) = std::sync::Arc::into_inner(session) {
+        if let Some(session) = Arc::into_inner(session) {
             session.finish()?;
         }
         Ok(report)
+    }
+
+    /// Looks at all points and protects the visible ones. One that is forgotten in between makes it look again.
+    fn protect_visible(
+        &self,
+        ground: &Ground,
+        protection: ReadProtection,
+    ) -> Result<(PointCensus, Arc<ReadSession>)> {
+        let mut tries = 0usize;
+        loop {
+            // Nothing that was read before is believed: a flip since then must be found.
+            let census = PointCensus::take(&ground.vault, &PointMemory::default())?;
+            let visible = visible_points(&census);
+            match self.read_session(LeaseKind::Verify, &visible, protection) {
+                Err(error) if error.kind() == ErrorKind::NotFound && tries < LOOKS_MAX => {
+                    tries = tries.saturating_add(1);
+                }
+                outcome => return Ok((census, outcome?)),
+            }
+        }
     }
 
     fn write_down(
@@ -312,6 +329,14 @@ impl Repository {
         }
         Ok(())
     }
+}
+
+fn visible_points(census: &PointCensus) -> Vec<&RecoveryPoint> {
+    let shown = census
+        .points
+        .iter()
+        .filter(|(key, _)| is_visible(census, **key));
+    shown.map(|(_, point)| point).collect()
 }
 
 fn is_visible(census: &PointCensus, key: PointKey) -> bool {

@@ -30,7 +30,11 @@ pub(crate) struct PointCensus {
 impl PointCensus {
     /// Looks at everything. What `memory` has read before is taken from there: points never change.
     pub(crate) fn take(vault: &Vault, memory: &PointMemory) -> Result<Self> {
-        let mut census = Self::default();
+        // Marks come first: what they speak of was there before, so that it is listed, or was removed.
+        let mut census = Self {
+            marks: read_all_marks(vault)?,
+            ..Self::default()
+        };
         let listing = list_points(vault, memory, Whose::All)?;
         for (key, place) in listing.places {
             match place.state {
@@ -51,7 +55,6 @@ impl PointCensus {
         for (object, error) in listing.damaged_bundles {
             census.unreadable.push((object.to_string(), None, error));
         }
-        census.marks = read_all_marks(vault)?;
         Ok(census)
     }
 

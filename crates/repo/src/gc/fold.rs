@@ -33,16 +33,18 @@ const POINT_SIZE_BYTES_MAX: u64 = 16 << 20;
 
 /// Which segments are merged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum SegmentScope {
+pub(crate) enum SegmentScope {
     /// The small ones.
     Small,
     /// All of them: much of what they say is gone.
     All,
+    /// All of them, and packs that none tells of are read: some may be missing.
+    Rebuild,
 }
 
 /// Merges segments into few; gives how many are left. Packs that are not in `present` are left out, packs of `present`
 /// that a damaged segment may have named are read anew.
-pub(super) fn merge_segments(
+pub(crate) fn merge_segments(
     vault: &Vault,
     present: &BTreeMap<PackId, PackKind>,
     scope: SegmentScope,
@@ -90,7 +92,7 @@ pub(super) fn merge_segments(
         }
         writer.replaces.push(id);
     }
-    if unreadable {
+    if unreadable || scope == SegmentScope::Rebuild {
         for (pack, kind) in present.iter().filter(|(pack, _)| !seen.contains(pack)) {
             match directory_of(vault, *pack, *kind) {
                 Ok(directory) => writer.push(directory)?,
@@ -109,7 +111,7 @@ pub(super) fn merge_segments(
 }
 
 /// A pack's own directory in the form of segments.
-pub(crate) fn directory_of(vault: &Vault, pack: PackId, kind: PackKind) -> Result<PackDirectory> {
+fn directory_of(vault: &Vault, pack: PackId, kind: PackKind) -> Result<PackDirectory> {
     let name = names::pack(kind, pack)?;
     let find_key = |id| vault.data_key(id);
     let (decoder, entries, size) = read_directory(vault.store(), &name, kind, pack, &find_key)?;

@@ -149,6 +149,17 @@ impl HeldNodes {
 
     /// A blob from whichever of its places gives it.
     pub(crate) fn blob(&self, name: &BlobName) -> Result<Vec<u8>> {
+        match self.try_blob(name) {
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                // It may have been moved by a repack since the index was loaded.
+                self.index.refresh(&self.vault)?;
+                self.try_blob(name)
+            }
+            outcome => outcome,
+        }
+    }
+
+    fn try_blob(&self, name: &BlobName) -> Result<Vec<u8>> {
         let mut last = Error::new(ErrorKind::NotFound, format!("{name}: in no pack"));
         for place in self.homes(name)? {
             match self.read(name, place) {

@@ -163,11 +163,6 @@ pub struct GenerationRecords {
 }
 
 impl GenerationRecords {
-    /// Whether all its deletions are done.
-    pub fn is_finished(&self) -> bool {
-        self.condemned.is_none() && self.verdict.is_some()
-    }
-
     /// The packs that must not be counted on because of it. An unreadable verdict leaves everything condemned.
     pub fn absent_packs(&self) -> &[PackId] {
         match (&self.condemned, &self.verdict) {

@@ -149,10 +149,10 @@ impl Run<'_> {
             if record.condemned.is_none() {
                 continue;
             }
-            if record.verdict.is_none() {
-                if put_verdict(vault, &Verdict::aborted(generation))? == PutOutcome::Put {
-                    self.report.aborted.push(generation);
-                }
+            if record.verdict.is_none()
+                && put_verdict(vault, &Verdict::aborted(generation))? == PutOutcome::Put
+            {
+                self.report.aborted.push(generation);
             }
             let again = read_records(vault)?
                 .into_iter()
@@ -197,6 +197,8 @@ impl Run<'_> {
         self.quarantine_unindexed()?;
         let leases = list_leases(ground.vault.as_ref())?;
         let census = self.take_census()?;
+        // Points that were committed since packs were listed need packs that came with them.
+        ground.refresh()?;
         let (own, kept_points) = self.read_leases(&leases);
 
         let droppable: Vec<PointKey> = census

@@ -27,17 +27,17 @@ use super::report::WaitedFor;
 const LOOK_AGAIN_MS: u64 = 200;
 
 /// Everything that waiting needs.
-pub(super) struct Waiter<'a> {
-    pub(super) access: &'a dyn ObjectAccess,
-    pub(super) environment: &'a Environment,
-    pub(super) terms: &'a LeaseTerms,
-    pub(super) own: &'a Lease,
+pub(crate) struct Waiter<'a> {
+    pub(crate) access: &'a dyn ObjectAccess,
+    pub(crate) environment: &'a Environment,
+    pub(crate) terms: &'a LeaseTerms,
+    pub(crate) own: &'a Lease,
 }
 
 impl Waiter<'_> {
     /// Makes sure that this is the only collector: whoever else holds a lease of this kind lives (then [`ErrorKind::Busy`])
     /// or is broken.
-    pub(super) fn be_alone(&self, kind: LeaseKind) -> Result<Vec<WaitedFor>> {
+    pub(crate) fn be_alone(&self, kind: LeaseKind) -> Result<Vec<WaitedFor>> {
         let mut first_beats: BTreeMap<LeaseId, u64> = BTreeMap::new();
         self.watch(|view| {
             let same = view.body.as_ref().is_ok_and(|body| body.kind == kind);
@@ -55,7 +55,7 @@ impl Waiter<'_> {
 
     /// Breaks whoever is dead and waits until everybody else showed one sign of life: what the dead had put and not committed
     /// is garbage from now on.
-    pub(super) fn bury_the_dead(&self) -> Result<Vec<WaitedFor>> {
+    pub(crate) fn bury_the_dead(&self) -> Result<Vec<WaitedFor>> {
         let mut first_beats: BTreeMap<LeaseId, u64> = BTreeMap::new();
         self.watch(|view| {
             let first = *first_beats.entry(view.id).or_insert(view.beat);
@@ -68,7 +68,7 @@ impl Waiter<'_> {
     }
 
     /// Waits until every lease has observed the generation.
-    pub(super) fn until_observed(&self, generation: u64) -> Result<Vec<WaitedFor>> {
+    pub(crate) fn until_observed(&self, generation: u64) -> Result<Vec<WaitedFor>> {
         self.watch(|view| match &view.body {
             Ok(body) if body.observed_generation >= generation => Ok(Verdict::Fine),
             _ => Ok(Verdict::Pending),

@@ -20,6 +20,7 @@ use super::body::{BEAT_SIZE_BYTES_MAX, LeaseBody};
 use crate::access::ObjectAccess;
 use crate::environment::{HostIdentity, process_started};
 use crate::format::ObjectKind;
+use crate::gc::mark::is_damage;
 use crate::{Error, ErrorKind, LeaseId, Result, names};
 
 /// A lease as another process sees it.
@@ -29,10 +30,17 @@ pub struct LeaseView {
     pub id: LeaseId,
     /// The number of its newest beat.
     pub beat: u64,
-    /// What the newest readable beat says; the error of the newest one when none is readable.
+    /// What the newest beat says, or why it cannot be read. What its owner relies on is not known then.
     pub body: Result<LeaseBody>,
-    /// All beats that are there.
-    pub(crate) objects: Vec<ObjectName>,
+    /// An older beat, when the newest cannot be read: good for what never changes, the reserved point and the owner.
+    pub(crate) older: Option<LeaseBody>,
+}
+
+impl LeaseView {
+    /// A beat that tells what no beat changes.
+    fn unchanging(&self) -> Option<&LeaseBody> {
+        self.body.as_ref().ok().or(self.older.as_ref())
+    }
 }
 
 /// All leases, by id. An unreadable one is among them: it may be alive.
@@ -61,74 +69,63 @@ pub(crate) fn list_leases(access: &dyn ObjectAccess) -> Result<Vec<LeaseView>> {
     Ok(views)
 }
 
+/// How often a lease may beat between a listing and the read of its newest beat.
+const LOOKS_MAX: usize = 64;
+
+/// Reads the newest beat. One that is gone when it is read was followed by another: only the newest says what is relied on
+/// now, so that the beats are listed again, and an older beat never stands in for it.
 fn view_lease(
     access: &dyn ObjectAccess,
     id: LeaseId,
-    beats: &BTreeMap<u64, ObjectName>,
+    listed: &BTreeMap<u64, ObjectName>,
 ) -> Result<Option<LeaseView>> {
-    let Some(newest) = beats.keys().next_back().copied() else {
-        return Ok(None);
-    };
-    let mut first_error = None;
-    for name in beats.values().rev() {
-        match read_beat(access, id, name) {
-            Ok(body) => {
-                let objects = beats.values().cloned().collect();
-                return Ok(Some(LeaseView {
-                    id,
-                    beat: newest,
-                    body: Ok(body),
-                    objects,
-                }));
-            }
-            // Deleted since the listing: either a newer beat is there, or the owner is done.
-            Err(error) if error.kind() == ErrorKind::NotFound => {}
-            Err(error) if error.kind() == ErrorKind::Corrupt => {
-                first_error.get_or_insert(error);
-            }
-            Err(error) => return Err(error),
-        }
-    }
-    if let Some(error) = first_error {
-        let objects = beats.values().cloned().collect();
-        return Ok(Some(LeaseView {
-            id,
-            beat: newest,
-            body: Err(error),
-            objects,
-        }));
-    }
-    reread_lease(access, id)
-}
-
-/// All listed beats were gone: looks once more, so that a lease which beat meanwhile is not taken for released.
-fn reread_lease(access: &dyn ObjectAccess, id: LeaseId) -> Result<Option<LeaseView>> {
-    for _ in 0..16 {
-        let mut objects = Vec::new();
-        for entry in list_all(access.store(), &names::beats_of(id)?) {
-            objects.push(entry?.name);
-        }
-        let Some(newest) = objects.last() else {
+    let mut beats = listed.clone();
+    for _ in 0..LOOKS_MAX {
+        let Some((beat, name)) = beats.last_key_value() else {
             return Ok(None);
         };
-        let (_, number) = newest.split();
-        let beat = names::parse_number(number).unwrap_or(0);
-        match read_beat(access, id, newest) {
-            Err(error) if error.kind() == ErrorKind::NotFound => {}
-            body => {
+        match read_beat(access, id, name) {
+            Ok(body) => {
+                let view = LeaseView {
+                    id,
+                    beat: *beat,
+                    body: Ok(body),
+                    older: None,
+                };
+                return Ok(Some(view));
+            }
+            Err(error) if error.kind() == ErrorKind::NotFound => beats = list_beats(access, id)?,
+            Err(error) if is_damage(&error) => {
+                let older = beats.values().rev().skip(1);
+                let older = older
+                    .filter_map(|name| read_beat(access, id, name).ok())
+                    .next();
                 return Ok(Some(LeaseView {
                     id,
-                    beat,
-                    body,
-                    objects,
+                    beat: *beat,
+                    body: Err(error),
+                    older,
                 }));
             }
+            Err(error) => return Err(error),
         }
     }
     Err(Error::new(
         ErrorKind::Busy,
         format!("lease {id} beats faster than it can be read"),
     ))
+}
+
+fn list_beats(access: &dyn ObjectAccess, id: LeaseId) -> Result<BTreeMap<u64, ObjectName>> {
+    let mut beats = BTreeMap::new();
+    for entry in list_all(access.store(), &names::beats_of(id)?) {
+        let name = entry?.name;
+        let (_, number) = name.split();
+        if let Some(beat) = names::parse_number(number) {
+            beats.insert(beat, name);
+        }
+    }
+    Ok(beats)
 }
 
 fn read_beat(access: &dyn ObjectAccess, id: LeaseId, name: &ObjectName) -> Result<LeaseBody> {
@@ -193,7 +190,7 @@ impl StallWatch {
         terms: &LeaseTerms,
         monotonic_ms: u64,
     ) -> Liveness {
-        if let Ok(body) = &view.body
+        if let Some(body) = view.unchanging()
             && (terms.probe)(here, &body.owner) == ProcessState::Gone
         {
             return Liveness::Gone;
@@ -229,9 +226,9 @@ pub enum BreakOutcome {
 /// # Errors
 /// [`ErrorKind::Corrupt`] when no beat is readable, so that nobody knows which point it reserved; then nothing is done.
 pub(crate) fn break_lease(access: &dyn ObjectAccess, view: &LeaseView) -> Result<BreakOutcome> {
-    let body = match &view.body {
-        Ok(body) => body,
-        Err(error) => return Err(error.again()),
+    let body = match (view.unchanging(), &view.body) {
+        (Some(body), _) | (None, Ok(body)) => body,
+        (None, Err(error)) => return Err(error.again()),
     };
     let outcome = match body.reserved {
         None => BreakOutcome::Removed,

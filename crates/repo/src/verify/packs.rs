@@ -36,7 +36,7 @@ struct Listed {
     size_bytes: u64,
 }
 
-pub(super) fn check_packs(
+pub(crate) fn check_packs(
     ground: &Ground,
     scope: VerifyScope,
     session: &Arc<ReadSession>,

@@ -31,6 +31,8 @@ pub(crate) struct DamageWalk<'a> {
     /// The blobs that were found, in the same order.
     pub(crate) lost: Vec<BlobName>,
     pub(crate) nodes_walked: u64,
+    /// Whether the index was brought up to date since the walk began.
+    is_fresh: bool,
 }
 
 impl<'a> DamageWalk<'a> {
@@ -44,6 +46,7 @@ impl<'a> DamageWalk<'a> {
             damage: Vec::new(),
             lost: Vec::new(),
             nodes_walked: 0,
+            is_fresh: false,
         }
     }
 
@@ -106,7 +109,13 @@ impl<'a> DamageWalk<'a> {
         if let Some(known) = self.blobs.get(name) {
             return Ok(Some(*known));
         }
-        let places = self.ground.index.find_all(name)?;
+        let mut places = self.ground.index.find_all(name)?;
+        if places.is_empty() && !self.is_fresh {
+            // It may have been moved by garbage collection. Once is enough: what is live then is found.
+            self.is_fresh = true;
+            self.ground.refresh()?;
+            places = self.ground.index.find_all(name)?;
+        }
         if places.iter().any(|place| !self.bad.contains(*place)) {
             return Ok(None);
         }

@@ -1,4 +1,8 @@
 //! Garbage collection: exactly what nothing needs goes, and nothing else, whoever works beside it.
+#![expect(
+    clippy::unwrap_used,
+    reason = "a step of a test that fails ends the test"
+)]
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -583,4 +587,25 @@ fn the_plan_takes_the_cheapest_packs_within_its_budget() {
         plan.repack,
         [PackId::from_bytes([3; 16]), PackId::from_bytes([2; 16])]
     );
+}
+
+#[test]
+fn a_lease_whose_newest_heartbeat_is_damaged_is_not_taken_for_what_it_said_before() {
+    let world = World::new(19);
+    let repository = world.open();
+    let made = back_up(&repository, "vm", &Disk::new(300, &seeds(0..10))).unwrap();
+    // The first beat knows nothing of the root that a later one adds; the later one is damaged.
+    let reading = repository.read_session(LeaseKind::Restore, &[], ReadProtection::Lease).unwrap();
+    reading.beat().unwrap();
+    let newest = world.objects("leases/").pop().unwrap();
+    world.memory.damage(&newest.parse().unwrap(), |bytes| bytes[90] ^= 1).unwrap();
+    repository.forget(&made, "").unwrap();
+    let dry = GcOptions { mode: GcMode::DryRun, ..options() };
+    let report = collect_garbage(&world.open_patient(), &dry).unwrap();
+    assert!(report.spared, "nobody knows what it relies on: {report:#?}");
+    assert_eq!(report.dead.objects, 0);
+    // It beats again, or it stalls and is broken by what its first beat says.
+    collect(&world.open());
+    assert!(world.objects("leases/").is_empty() && world.objects("data/").is_empty());
+    assert_eq!(reading.beat().unwrap_err().kind(), ErrorKind::Fenced);
 }

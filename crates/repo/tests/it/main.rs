@@ -1,5 +1,7 @@
 //! What the repository promises, seen from outside.
 
+mod crash;
+mod concurrency;
 mod copy;
 mod format;
 mod format_damage;
@@ -7,6 +9,7 @@ mod gc;
 mod index;
 mod keys;
 mod read;
+mod repair;
 mod retention;
 mod session;
 mod stats;

@@ -1,4 +1,8 @@
 //! Retention against an oracle that knows nothing of calendars but counting days, and against its promises.
+#![expect(
+    clippy::unwrap_used,
+    reason = "a step of a test that fails ends the test"
+)]
 
 use std::collections::BTreeSet;
 

@@ -1,5 +1,9 @@
 //! A small world to try a repository in: a store in memory, a clock that only moves when somebody sleeps, repeatable
 //! randomness, and disks that are described by one number per block.
+#![expect(
+    clippy::unwrap_used,
+    reason = "a step of a test that fails ends the test"
+)]
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -1,0 +1,570 @@
+//! Repair: what is damaged is replaced from elsewhere, what is good of it is saved, and what is lost is forgotten by the index,
+//! so that the next backup stores it anew.
+//!
+//! ```text
+//!   alone? ─► configuration from its copy ─► points from another repository's copies of them
+//!     ─► verify everything ─► lost blobs ─► fetch: another repository by name, or an image by hashing it ─┐
+//!            ▲ a fetched node shows further lost blobs below it                                          │
+//!            └────────────────────────────────────────────────────────────────────────────── put ◄──────┘
+//!     ─► good blobs of damaged packs into new packs ─► index segments ─► damaged packs deleted
+//!     ─► undecidable records of garbage collection put away ─► verify again
+//! ```
+//!
+//! **Invariants.** Nothing is deleted before all that is good of it is durable elsewhere and indexed. Every fetched blob is
+//! hashed against the name that a tree asks for. A crash at any step leaves what the next run finishes. Sessions beside it
+//! are safe: they look blobs up by name, and no good blob is ever without a place.
+//!
+//! **What it does not do.** It invents nothing: a blob that no source has stays lost, and the points that need it stay
+//! damaged until a source is found. Keyrings and key slots cannot be made again.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+use block::geometry::{BLOCK_SIZE_BYTES, FANOUT};
+use block::tree::Node;
+use block::{BlockHash, NodeHash, ReadAt, read_padded};
+use store::list_all;
+
+use crate::access::ObjectAccess;
+use crate::catalog::PointMemory;
+use crate::compress;
+use crate::config;
+use crate::copy::PointOrigin;
+use crate::format::blob::BLOCK_BYTES;
+use crate::format::{ObjectKind, PackKind};
+use crate::gc::census::PointCensus;
+use crate::gc::ground::Ground;
+use crate::gc::mark::is_damage;
+use crate::gc::records::{PutOutcome, Verdict, put_verdict, read_records};
+use crate::gc::wait::Waiter;
+use crate::gc::{BlobMover, SegmentScope, merge_segments};
+use crate::lease::{Lease, LeaseKind, LeaseRequest, ReadsOnly, list_leases};
+use crate::marks::PointVisibility;
+use crate::pack::PackFile;
+use crate::points::PointKey;
+use crate::read::ReadProtection;
+use crate::repository::Repository;
+use crate::session::tree_root;
+use crate::verify::packs::{BadPlaces, check_packs};
+use crate::verify::walk::DamageWalk;
+use crate::verify::{VerifyMarks, VerifyOptions, VerifyReport, VerifyScope};
+use crate::{BlobName, Error, ErrorKind, PackId, Result, names};
+
+/// Where lost blobs may be found.
+#[derive(Clone, Copy)]
+pub enum RepairSource<'a> {
+    /// Another repository, for instance a copy.
+    Repository(&'a Repository),
+    /// An image of a protected disk: any state of it, as much of it as is unchanged helps.
+    Image(&'a dyn ReadAt),
+}
+
+/// Whether anything is changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum RepairMode {
+    /// Find out what could be done.
+    DryRun,
+    /// Do it.
+    Execute,
+}
+
+/// What a repair found and did (or would do).
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct RepairReport {
+    /// Configuration objects that were restored from their copy.
+    pub configuration: Vec<String>,
+    /// Points that were put back from another repository's copies of them.
+    pub points_restored: Vec<PointKey>,
+    /// Blobs that points need and that could not be read.
+    pub lost_blobs: u64,
+    /// How many of these a source had.
+    pub fetched_blobs: u64,
+    /// Blobs of damaged packs that were saved.
+    pub salvaged_blobs: u64,
+    /// Damaged packs that were replaced.
+    pub packs_replaced: Vec<PackId>,
+    /// Damaged packs that were left because a living session owns them.
+    pub packs_left: Vec<PackId>,
+    /// Index segments after the repair.
+    pub segments: u64,
+    /// Records of garbage collection that nobody could read and that were put away.
+    pub records_put_away: Vec<u64>,
+    /// What is still wrong afterwards; absent after a dry run.
+    pub after: Option<VerifyReport>,
+}
+
+/// Rounds of fetching: each can show one more level of a tree.
+const ROUNDS_MAX: usize = 8;
+
+impl Repository {
+    /// Repairs what can be repaired.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Busy`] while garbage is collected or another repair runs; else what the store answered.
+    pub fn repair(&self, sources: &[RepairSource<'_>], mode: RepairMode) -> Result<RepairReport> {
+        let ground = Ground::new(self)?;
+        let request = LeaseRequest::new(LeaseKind::Repair);
+        let observer = Arc::new(ReadsOnly);
+        let environment = ground.vault.environment();
+        let lease = Lease::acquire(
+            ground.access(),
+            environment,
+            request,
+            &ground.terms,
+            observer,
+        )?;
+        let mut report = RepairReport::default();
+        let outcome = Repair {
+            ground: &ground,
+            lease: &lease,
+            sources,
+            mode,
+            report: &mut report,
+        }
+        .execute();
+        let released = lease.release();
+        outcome?;
+        released?;
+        if mode == RepairMode::Execute {
+            let options = VerifyOptions {
+                scope: VerifyScope::Full,
+                marks: VerifyMarks::ReportOnly,
+                protection: ReadProtection::Lease,
+            };
+            report.after = Some(self.verify(&options)?);
+        }
+        Ok(report)
+    }
+}
+
+struct Repair<'a> {
+    ground: &'a Ground,
+    lease: &'a Lease,
+    sources: &'a [RepairSource<'a>],
+    mode: RepairMode,
+    report: &'a mut RepairReport,
+}
+
+impl Repair<'_> {
+    fn execute(&mut self) -> Result<()> {
+        let waiter = Waiter {
+            access: self.ground.vault.as_ref(),
+            environment: self.ground.vault.environment(),
+            terms: &self.ground.terms,
+            own: self.lease,
+        };
+        for kind in [LeaseKind::Gc, LeaseKind::Repair] {
+            waiter.be_alone(kind)?;
+        }
+        self.restore_configuration()?;
+        self.restore_points()?;
+        self.ground.refresh()?;
+        let bad = self.find_bad()?;
+        let fetched = self.fetch_lost(&bad)?;
+        let replaced = self.salvage(&bad)?;
+        if self.mode == RepairMode::DryRun {
+            return Ok(());
+        }
+        let mut present = BTreeMap::new();
+        for kind in PackKind::ALL {
+            for entry in list_all(self.ground.vault.store(), &names::packs(kind)?) {
+                if let Some(id) = names::last_id::<PackId>(&entry?.name)
+                    && !replaced.contains(&id)
+                {
+                    present.insert(id, kind);
+                }
+            }
+        }
+        if fetched || !replaced.is_empty() || self.segments_are_damaged(&present)? {
+            let scope = SegmentScope::Rebuild;
+            let mut quarantined = Vec::new();
+            self.report.segments =
+                merge_segments(&self.ground.vault, &present, scope, &mut quarantined)?;
+        }
+        for id in &replaced {
+            self.lease.check()?;
+            for kind in PackKind::ALL {
+                self.ground.vault.store().delete(&names::pack(kind, *id)?)?;
+            }
+            self.report.packs_replaced.push(*id);
+        }
+        self.put_records_away()?;
+        self.ground.refresh()
+    }
+
+    /// Puts the better of the two configurations in the place of a damaged or missing one. One of them is always there.
+    fn restore_configuration(&mut self) -> Result<()> {
+        let vault = &self.ground.vault;
+        for (name, other) in [
+            (names::config()?, names::config_copy()?),
+            (names::config_copy()?, names::config()?),
+        ] {
+            let broken = match config::read_one(vault.store(), &name) {
+                Ok(found) => found != *vault.config(),
+                Err(error) if is_damage(&error) => true,
+                Err(error) => return Err(error),
+            };
+            if !broken {
+                continue;
+            }
+            self.report.configuration.push(name.to_string());
+            if self.mode == RepairMode::DryRun {
+                continue;
+            }
+            // What this repository was opened with is what one of the two says.
+            if config::read_one(vault.store(), &other).is_ok_and(|found| found == *vault.config()) {
+                vault.store().delete(&name)?;
+                let random = vault.environment().random.as_ref();
+                config::put_config(vault.store(), random, &name, vault.config())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts damaged and missing points back as they were signed, where another repository has copies of them.
+    fn restore_points(&mut self) -> Result<()> {
+        let vault = Arc::clone(&self.ground.vault);
+        let census = PointCensus::take(&vault, &PointMemory::default())?;
+        let taken = census.taken();
+        let broken: BTreeSet<PointKey> = census
+            .unreadable
+            .iter()
+            .filter_map(|(_, key, _)| *key)
+            .collect();
+        let retired = crate::gc::retired_points(vault.as_ref())?;
+        for source in self.sources {
+            let RepairSource::Repository(source) = source else {
+                continue;
+            };
+            for record in source.points()?.0 {
+                let Some(origin) = PointOrigin::of(&record.point) else {
+                    continue;
+                };
+                if origin.repository != vault.repository_id() {
+                    continue;
+                }
+                let name_id = vault.name_id(&record.point.name);
+                let key = PointKey {
+                    name_id,
+                    sequence: origin.sequence,
+                };
+                let here = taken.contains(&key) && !broken.contains(&key);
+                let name = names::point(key)?;
+                let good = crate::catalog::open_point(&vault, &name, key, &origin.signed);
+                if here || retired.contains(key) || good.is_err() {
+                    continue;
+                }
+                self.report.points_restored.push(key);
+                if self.mode == RepairMode::Execute {
+                    vault.store().delete(&name)?;
+                    vault.put_json(ObjectKind::Point, &name, &origin.signed)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads every pack and finds what of it is bad.
+    fn find_bad(&mut self) -> Result<BadPlaces> {
+        let reading =
+            self.ground
+                .repository
+                .read_session(LeaseKind::Other, &[], ReadProtection::None)?;
+        let mut scratch = VerifyReport::default();
+        check_packs(self.ground, VerifyScope::Full, &reading, &mut scratch)
+    }
+
+    /// Blobs that visible points need and that have no good place.
+    fn lost(&self, bad: &BadPlaces) -> Result<Vec<BlobName>> {
+        let census = PointCensus::take(&self.ground.vault, &PointMemory::default())?;
+        // A point that was committed meanwhile needs packs that came with it.
+        self.ground.refresh()?;
+        let mut walk = DamageWalk::new(self.ground, bad);
+        for (key, point) in &census.points {
+            let marks = census.marks.get(key);
+            if marks.is_some_and(|marks| marks.visibility() == PointVisibility::Forgotten) {
+                continue;
+            }
+            for disk in point.trees() {
+                let root = tree_root(disk);
+                walk.visit(root.height, root.top)?;
+            }
+        }
+        Ok(walk.lost)
+    }
+
+    /// Fetches lost blobs round by round; whether any was put.
+    fn fetch_lost(&mut self, bad: &BadPlaces) -> Result<bool> {
+        let mut any = false;
+        let mut images = ImageBlobs::default();
+        for round in 0..ROUNDS_MAX {
+            let lost = self.lost(bad)?;
+            if round == 0 {
+                self.report.lost_blobs = u64::try_from(lost.len()).unwrap_or(u64::MAX);
+            }
+            let mut mover = BlobMover::new(self.ground, self.lease)?;
+            let mut fetched = 0u64;
+            for source in self.sources {
+                if let RepairSource::Image(image) = source {
+                    images.learn(*image, &lost)?;
+                }
+            }
+            for name in &lost {
+                let Some(plain) = self.fetch(name, &images)? else {
+                    continue;
+                };
+                fetched = fetched.saturating_add(1);
+                if self.mode == RepairMode::Execute {
+                    let compression = self.ground.vault.config().compression;
+                    let (codec, bytes) = compress::compress(compression, &plain)?;
+                    mover.push(*name, codec, &bytes)?;
+                }
+            }
+            self.report.fetched_blobs = self.report.fetched_blobs.saturating_add(fetched);
+            if round > 0 {
+                let more = u64::try_from(lost.len()).unwrap_or(u64::MAX);
+                self.report.lost_blobs = self.report.lost_blobs.saturating_add(more.min(fetched));
+            }
+            for directory in mover.finish()? {
+                self.ground.index.add_pack(&directory)?;
+                any = true;
+            }
+            if fetched == 0 || self.mode == RepairMode::DryRun {
+                break;
+            }
+        }
+        Ok(any)
+    }
+
+    fn fetch(&self, name: &BlobName, images: &ImageBlobs<'_>) -> Result<Option<Vec<u8>>> {
+        for source in self.sources {
+            if let RepairSource::Repository(source) = source {
+                match source.read_blob(name) {
+                    Ok(plain) if name.names(&plain) => return Ok(Some(plain)),
+                    Ok(_) => {}
+                    Err(error) if is_damage(&error) => {}
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        images.get(name)
+    }
+
+    /// Moves what is good out of damaged packs; gives those that may go.
+    fn salvage(&mut self, bad: &BadPlaces) -> Result<BTreeSet<PackId>> {
+        let ground = self.ground;
+        let mut damaged: BTreeSet<u32> = bad.packs.iter().copied().collect();
+        damaged.extend(bad.blobs.iter().map(|place| place.pack));
+        for (number, row) in ground.index.packs() {
+            match PackFile::open(&ground.vault, row.kind, row.id) {
+                Ok(file) if !file.is_whole() => drop(damaged.insert(number)),
+                _ => {}
+            }
+        }
+        let leases = list_leases(ground.vault.as_ref())?;
+        let own: BTreeSet<PackId> = leases
+            .iter()
+            .filter_map(|view| view.body.as_ref().ok())
+            .flat_map(crate::lease::LeaseBody::own_pack_ids)
+            .collect();
+        let mut mover = BlobMover::new(ground, self.lease)?;
+        let mut replaced = BTreeSet::new();
+        for id in self.unindexed()? {
+            // Not one blob of it can be read.
+            replaced.insert(id);
+        }
+        for number in damaged {
+            let Some(row) = ground.index.pack(number) else {
+                continue;
+            };
+            if own.contains(&row.id) {
+                self.report.packs_left.push(row.id);
+                continue;
+            }
+            replaced.insert(row.id);
+            if bad.packs.contains(&number) {
+                continue;
+            }
+            let file = PackFile::open(&ground.vault, row.kind, row.id)?;
+            let good = |ordinal: u32| {
+                !bad.contains(crate::index::BlobPlace {
+                    pack: number,
+                    ordinal,
+                }) && file.entry(ordinal).is_some()
+            };
+            let saved = file.blobs().filter(|(ordinal, _)| good(*ordinal)).count();
+            let saved = u64::try_from(saved).unwrap_or(u64::MAX);
+            self.report.salvaged_blobs = self.report.salvaged_blobs.saturating_add(saved);
+            if self.mode == RepairMode::Execute {
+                mover.take_file(&file, good)?;
+            }
+        }
+        for directory in mover.finish()? {
+            ground.index.add_pack(&directory)?;
+        }
+        if self.mode == RepairMode::DryRun {
+            self.report.packs_replaced.extend(&replaced);
+        }
+        Ok(replaced)
+    }
+
+    /// Listed packs of which nothing can be read.
+    fn unindexed(&self) -> Result<Vec<PackId>> {
+        let mut found = Vec::new();
+        for kind in PackKind::ALL {
+            for entry in list_all(self.ground.vault.store(), &names::packs(kind)?) {
+                let name = entry?.name;
+                if let Some(id) = names::last_id::<PackId>(&name)
+                    && self.ground.index.pack_number(id).is_none()
+                    && self.ground.directory_fails(&name, kind)?
+                {
+                    found.push(id);
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    fn segments_are_damaged(&self, present: &BTreeMap<PackId, PackKind>) -> Result<bool> {
+        let mut told: BTreeSet<PackId> = BTreeSet::new();
+        for entry in list_all(self.ground.vault.store(), &names::segments()?) {
+            let name = entry?.name;
+            let limit = u64::try_from(crate::format::MAX_ENVELOPE_TEXT_BYTES).unwrap_or(u64::MAX);
+            match self
+                .ground
+                .vault
+                .get_sealed(ObjectKind::Segment, &name, limit)
+            {
+                Ok(text) => match crate::format::segment::decode(&text) {
+                    Ok(segment) => told.extend(segment.packs.iter().map(|pack| pack.pack_id)),
+                    Err(_) => return Ok(true),
+                },
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                Err(error) if is_damage(&error) => return Ok(true),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(present.keys().any(|id| !told.contains(id)))
+    }
+
+    /// Ends generations whose records nobody can read. Only while no lease but this one is there: then nobody can still be
+    /// deleting by them.
+    fn put_records_away(&mut self) -> Result<()> {
+        let vault = self.ground.vault.as_ref();
+        let records = read_records(vault)?;
+        let broken = |record: &&crate::gc::records::GenerationRecords| {
+            matches!(record.verdict, Some(Err(_))) || matches!(record.condemned, Some(Err(_)))
+        };
+        let highest = records.last().map_or(0, |record| record.generation);
+        let broken: Vec<u64> = records
+            .iter()
+            .filter(broken)
+            .map(|one| one.generation)
+            .collect();
+        if broken.is_empty()
+            || list_leases(vault)?
+                .iter()
+                .any(|view| view.id != self.lease.id())
+        {
+            return Ok(());
+        }
+        // The number stays taken: a newer, empty verdict keeps it.
+        let aborted = Verdict::aborted(highest.saturating_add(1));
+        if put_verdict(vault, &aborted)? == PutOutcome::Taken {
+            return Err(Error::new(ErrorKind::Busy, "garbage is being collected"));
+        }
+        for generation in broken {
+            vault.store().delete(&names::condemned(generation)?)?;
+            vault.store().delete(&names::verdict(generation)?)?;
+            self.report.records_put_away.push(generation);
+        }
+        Ok(())
+    }
+}
+
+/// Blobs of an image that are wanted: where blocks lie, and nodes made from their hashes.
+#[derive(Default)]
+struct ImageBlobs<'a> {
+    blocks: HashMap<BlockHash, (&'a dyn ReadAt, u64)>,
+    nodes: HashMap<BlobName, Node>,
+}
+
+impl<'a> ImageBlobs<'a> {
+    /// Hashes an image and remembers what of it is wanted. Memory: what is wanted, and one node per level.
+    fn learn(&mut self, image: &'a dyn ReadAt, wanted: &[BlobName]) -> Result<()> {
+        let wanted: std::collections::HashSet<&BlobName> = wanted.iter().collect();
+        let size = image.size_bytes();
+        let mut block = vec![0u8; BLOCK_BYTES];
+        let mut level: Vec<[u8; 32]> = Vec::new();
+        let mut offset = 0u64;
+        let mut leaves: Vec<NodeHash> = Vec::new();
+        while offset < size {
+            let extent = image.extent_at(offset, BLOCK_SIZE_BYTES)?;
+            let hash = if extent.kind.is_zero() && extent.length_bytes >= BLOCK_SIZE_BYTES {
+                BlockHash::zero()
+            } else {
+                read_padded(image, offset, &mut block)?;
+                BlockHash::of(&block)
+            };
+            if wanted.contains(&BlobName::Block(hash)) {
+                self.blocks.insert(hash, (image, offset));
+            }
+            level.push(*hash.as_bytes());
+            offset = offset.saturating_add(BLOCK_SIZE_BYTES);
+            if level.len() == FANOUT || offset >= size {
+                leaves.push(self.close(1, &mut level, &wanted)?);
+            }
+        }
+        let mut height = 1u8;
+        let mut below = leaves;
+        while below.len() > 1 || height < block::geometry::height(size) {
+            height = height.saturating_add(1);
+            let mut above = Vec::with_capacity(below.len().div_ceil(FANOUT));
+            for children in below.chunks(FANOUT) {
+                let mut level: Vec<[u8; 32]> =
+                    children.iter().map(|child| *child.as_bytes()).collect();
+                above.push(self.close(height, &mut level, &wanted)?);
+            }
+            below = above;
+        }
+        Ok(())
+    }
+
+    /// Makes a node of hashes, padded with zeros of the level below.
+    fn close(
+        &mut self,
+        level: u8,
+        children: &mut Vec<[u8; 32]>,
+        wanted: &std::collections::HashSet<&BlobName>,
+    ) -> Result<NodeHash> {
+        let zero = match level {
+            1 => *BlockHash::zero().as_bytes(),
+            _ => *NodeHash::zero(level.saturating_sub(1)).as_bytes(),
+        };
+        children.resize(FANOUT, zero);
+        let node = Node::from_bytes(children.as_flattened())?;
+        children.clear();
+        let hash = node.hash(level);
+        let name = BlobName::Node { level, hash };
+        if wanted.contains(&name) {
+            self.nodes.insert(name, node);
+        }
+        Ok(hash)
+    }
+
+    fn get(&self, name: &BlobName) -> Result<Option<Vec<u8>>> {
+        if let Some(node) = self.nodes.get(name) {
+            return Ok(Some(node.as_bytes().to_vec()));
+        }
+        let BlobName::Block(hash) = name else {
+            return Ok(None);
+        };
+        let Some((image, offset)) = self.blocks.get(hash) else {
+            return Ok(None);
+        };
+        let mut block = vec![0u8; BLOCK_BYTES];
+        read_padded(*image, *offset, &mut block)?;
+        // The image may have changed since it was hashed.
+        Ok(name.names(&block).then_some(block))
+    }
+}
