@@ -1,0 +1,19 @@
+//! The real binary, as an operator runs it: one process per command, killed and stopped at will.
+//!
+//! | module | what it proves |
+//! |---|---|
+//! | [`round_trip`] | what goes in comes out, at the cost that it should |
+//! | [`kill`] | `kill -9` at any moment of backup, gc and copy loses nothing that was committed |
+//! | [`fence`] | a writer that was stopped across a whole gc can never commit |
+//! | [`reader`] | `tools/read_repository.py` reads the same bytes without Hikae |
+//! | [`bucket`] | the same repository over S3 |
+//!
+//! `HIKAE_KILL_ROUNDS` and `HIKAE_KILL_SEED` choose how often and from which seed processes are killed.
+
+mod bucket;
+mod disk;
+mod fence;
+mod kill;
+mod reader;
+mod round_trip;
+mod site;
