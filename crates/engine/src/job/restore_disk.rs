@@ -35,6 +35,9 @@ use crate::compare::{LeafWindow, compare_with_tree};
 use crate::profile::{format_word, profile_from, subformat_word};
 use crate::{Error, ErrorKind, Result};
 
+/// Leaves with data between two flushes of a new image unless told otherwise: 8 GiB.
+const LEAVES_PER_FLUSH: u64 = 1024;
+
 /// What happens to the target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -78,6 +81,9 @@ pub struct RestoreRequest {
     pub proof: Proof,
     /// Threads; chosen when absent.
     pub workers: Option<usize>,
+    /// Leaves with data (8 MiB each) that are written between two flushes: what an interruption costs at most. Zeros cost
+    /// nothing and do not count, so that the time follows what the disk holds, not how large it is.
+    pub leaves_per_flush: u64,
     /// Where new ids come from.
     pub ids: IdSource,
 }
@@ -105,6 +111,7 @@ impl RestoreRequest {
             mode: RestoreMode::New,
             proof: Proof::default(),
             workers: None,
+            leaves_per_flush: LEAVES_PER_FLUSH,
             ids,
         }
     }

@@ -194,7 +194,7 @@ impl Progress for StopAt {
 
 #[test]
 fn an_interrupted_restore_leaves_nothing_under_the_name_and_goes_on() {
-    // Sparse, so that more than one flush interval is cheap: 1024 leaves are 8 GiB.
+    // A leaf with data every gigabyte, a flush after every eight of them.
     let blocks = (0..20u64).map(|at| at * 16_000 + 1);
     let disk = SparseDisk::filled(20 << 30, blocks, 1);
     let world = world(&disk);
@@ -203,6 +203,7 @@ fn an_interrupted_restore_leaves_nothing_under_the_name_and_goes_on() {
         let target = folder.path().join("disk");
         let mut wish = wish("vm", &target);
         wish.format = Some(format);
+        wish.leaves_per_flush = 8;
         let cancel = Cancellation::default();
         let progress = StopAt(9 << 30, AtomicU64::new(0), cancel.clone());
         let stopping = JobContext {

@@ -22,10 +22,6 @@ use crate::job::Steps;
 use crate::job::target::{free_bytes, is_device};
 use crate::{Error, ErrorKind, Result};
 
-/// Leaves with data between two flushes of a new image: at most 8 GiB are written. Zeros cost nothing and do not count,
-/// so that the time follows what the disk holds, not how large it is.
-const LEAVES_PER_FLUSH: u64 = 1024;
-
 /// How far a new image is durable: beside it, until it is whole.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct RestoreNote {
@@ -177,7 +173,7 @@ impl Run<'_> {
     fn window_end(&self, first: LeafIndex) -> Result<LeafIndex> {
         let mut tree = self.reader.tree()?;
         let mut at = first;
-        let mut left = LEAVES_PER_FLUSH;
+        let mut left = self.request.leaves_per_flush.max(1);
         while left > 0 {
             self.context.cancel.check()?;
             let Some(run) = tree.run_at(at)? else { break };
