@@ -7,6 +7,7 @@ mod hold;
 mod init;
 mod key;
 mod lease;
+mod repair;
 mod retain;
 mod stats;
 mod verify;
@@ -27,7 +28,7 @@ pub fn run(verb: &RepoVerb, output: &Output) -> anyhow::Result<Exit> {
         RepoVerb::Verify(arguments) => verify::run(arguments, output),
         RepoVerb::Stats { target } => stats::run(target, output),
         RepoVerb::Copy(arguments) => copy::run(arguments, output),
-        RepoVerb::Repair(_) => anyhow::bail!("this verb is not in this build yet"),
+        RepoVerb::Repair(arguments) => repair::run(arguments, output),
         RepoVerb::Key { verb } => key::run(verb, output),
     }
 }
