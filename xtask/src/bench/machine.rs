@@ -57,6 +57,7 @@ pub(crate) fn describe(work: &Path, programs: &Programs) -> Result<Vec<Fact>> {
                 .to_owned(),
         ),
         ("file system".to_owned(), file_system(work)?),
+        ("busy with other work".to_owned(), load()?),
     ];
     facts.extend(versions(programs)?);
     Ok(facts)
@@ -91,6 +92,13 @@ fn versions(programs: &Programs) -> Result<Vec<Fact>> {
         ));
     }
     Ok(facts)
+}
+
+/// How many other processes wanted the processors when the benchmark began.
+fn load() -> Result<String> {
+    let text = fs::read_to_string("/proc/loadavg").context("/proc/loadavg")?;
+    let minute = text.split(' ').next().unwrap_or("unknown");
+    Ok(format!("load average {minute} when it began"))
 }
 
 /// Kind and options of the file system that holds `path`: the longest mount point above it.
