@@ -12,6 +12,8 @@ use repo::{Encryption, Environment, OpenOptions, Repository, RepositoryIdentity,
 use store::Store;
 
 use crate::args::{RepoArgs, UnlockArgs};
+use crate::progress::Bars;
+use crate::watched::WatchedStore;
 
 /// Name and version, as leases and points show it.
 pub fn environment() -> Environment {
@@ -20,10 +22,19 @@ pub fn environment() -> Environment {
 
 /// Opens the repository that was named.
 pub fn open(arguments: &RepoArgs) -> anyhow::Result<Repository> {
-    if arguments.repo.is_empty() {
-        bail!("no repository was named: give REPO, --repo REPO or set HIKAE_REPO");
-    }
+    open_on(arguments, open_store(&arguments.repo)?)
+}
+
+/// Opens the repository that was named, and shows what is read from it from now on; the caller ends the bar.
+pub fn open_watched(arguments: &RepoArgs, bars: &Arc<Bars>) -> anyhow::Result<Repository> {
     let store = open_store(&arguments.repo)?;
+    open_on(
+        arguments,
+        Arc::new(WatchedStore::new(store, Arc::clone(bars))),
+    )
+}
+
+fn open_on(arguments: &RepoArgs, store: Arc<dyn Store>) -> anyhow::Result<Repository> {
     let unlock = unlock(store.as_ref(), &arguments.unlock)?;
     let options = open_options(&arguments.unlock);
     Repository::open(store, &unlock, &options, &environment())
@@ -32,6 +43,9 @@ pub fn open(arguments: &RepoArgs) -> anyhow::Result<Repository> {
 
 /// Opens the store below a repository.
 pub fn open_store(url: &str) -> anyhow::Result<Arc<dyn Store>> {
+    if url.is_empty() {
+        bail!("no repository was named: give REPO, --repo REPO or set HIKAE_REPO");
+    }
     store::open_url(url).with_context(|| format!("opening {url}"))
 }
 

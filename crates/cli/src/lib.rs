@@ -19,6 +19,7 @@ mod output;
 mod progress;
 mod quickstart;
 mod repo;
+mod watched;
 
 use clap::{CommandFactory, Parser};
 use std::process::ExitCode;

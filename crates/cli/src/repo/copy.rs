@@ -1,7 +1,9 @@
 //! `hikae repo copy`: points into another repository, sending only what it lacks. Ends with 3 when the source is damaged.
 
+use std::sync::Arc;
 use std::time::Instant;
 
+use engine::Progress;
 use repo::copy::{CopyOptions, CopySelection};
 use repo::marks::PointVisibility;
 use repo::{ProtectedName, Repository};
@@ -11,6 +13,7 @@ use crate::args::{CopyArgs, RepoArgs, UnlockArgs};
 use crate::exit::Exit;
 use crate::keys;
 use crate::output::{Output, bytes, seconds};
+use crate::progress::Bars;
 
 #[derive(Serialize)]
 struct Copied {
@@ -43,7 +46,8 @@ struct Report {
 pub fn run(arguments: &CopyArgs, output: &Output) -> anyhow::Result<Exit> {
     let started = Instant::now();
     let source_args = arguments.source.to_repo_args();
-    let source = keys::open(&source_args)?;
+    let bars = Arc::new(Bars::new(output));
+    let source = keys::open_watched(&source_args, &bars)?;
     let target = keys::open(&RepoArgs {
         repo: arguments.to.clone(),
         unlock: UnlockArgs {
@@ -53,11 +57,14 @@ pub fn run(arguments: &CopyArgs, output: &Output) -> anyhow::Result<Exit> {
         },
     })?;
     let name = arguments.name.clone().map(ProtectedName::new).transpose()?;
-    let mut report = if arguments.dry_run {
-        plan(&source, &target, name.as_ref())?
+    bars.begin("copying", None);
+    let report = if arguments.dry_run {
+        plan(&source, &target, name.as_ref())
     } else {
-        execute(&source, &target, name)?
+        execute(&source, &target, name)
     };
+    bars.end();
+    let mut report = report?;
     report.seconds = started.elapsed().as_secs_f64();
     output.report(&report, text)?;
     Ok(if report.failed.is_empty() {

@@ -1,7 +1,9 @@
 //! `hikae repo gc`: what no point needs any more is freed, beside everything else that runs.
 
+use std::sync::Arc;
 use std::time::Instant;
 
+use engine::Progress;
 use repo::gc::{GcMode, GcOptions, GcReport, collect_garbage};
 use serde::Serialize;
 
@@ -9,6 +11,7 @@ use crate::args::GcArgs;
 use crate::exit::Exit;
 use crate::keys;
 use crate::output::{Output, bytes, seconds};
+use crate::progress::Bars;
 
 #[derive(Serialize)]
 struct Damage {
@@ -48,7 +51,8 @@ pub fn run(arguments: &GcArgs, output: &Output) -> anyhow::Result<Exit> {
     let started = Instant::now();
     let mut repo = arguments.target.to_repo_args();
     repo.unlock.stall_seconds = Some(arguments.stall);
-    let repository = keys::open(&repo)?;
+    let bars = Arc::new(Bars::new(output));
+    let repository = keys::open_watched(&repo, &bars)?;
     let mut options = GcOptions {
         repack_below_percent: arguments.repack_below,
         mode: if arguments.dry_run {
@@ -61,7 +65,10 @@ pub fn run(arguments: &GcArgs, output: &Output) -> anyhow::Result<Exit> {
     if let Some(budget) = arguments.repack_budget {
         options.repack_budget_bytes = budget;
     }
-    let done = collect_garbage(&repository, &options)?;
+    bars.begin("collecting garbage", None);
+    let done = collect_garbage(&repository, &options);
+    bars.end();
+    let done = done?;
     let report = report(&done, started);
     output.report(&report, text)?;
     Ok(if report.quarantined.is_empty() {

@@ -1,7 +1,9 @@
 //! `hikae repo repair`: damage is healed from another repository or from a source image. Ends with 3 when some is left.
 
+use std::sync::Arc;
 use std::time::Instant;
 
+use engine::Progress;
 use repo::repair::{RepairMode, RepairReport, RepairSource};
 use serde::Serialize;
 use vdisk::{Image, OpenOptions};
@@ -10,6 +12,7 @@ use crate::args::{RepairArgs, RepoArgs, UnlockArgs};
 use crate::exit::Exit;
 use crate::keys;
 use crate::output::{Output, seconds};
+use crate::progress::Bars;
 
 #[derive(Serialize)]
 struct Report {
@@ -32,7 +35,8 @@ struct Report {
 pub fn run(arguments: &RepairArgs, output: &Output) -> anyhow::Result<Exit> {
     let started = Instant::now();
     let target = arguments.target.to_repo_args();
-    let repository = keys::open(&target)?;
+    let bars = Arc::new(Bars::new(output));
+    let repository = keys::open_watched(&target, &bars)?;
     let other = match &arguments.from {
         Some(from) => Some(keys::open(&RepoArgs {
             repo: from.clone(),
@@ -56,7 +60,10 @@ pub fn run(arguments: &RepairArgs, output: &Output) -> anyhow::Result<Exit> {
     } else {
         RepairMode::Execute
     };
-    let done = repository.repair(&sources, mode)?;
+    bars.begin("repairing", None);
+    let done = repository.repair(&sources, mode);
+    bars.end();
+    let done = done?;
     let report = report(&done, mode, started);
     output.report(&report, text)?;
     Ok(if report.sound {

@@ -1,8 +1,10 @@
 //! `hikae repo verify`: the repository against its hashes. Ends with 3 when anything is damaged.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::bail;
+use engine::Progress;
 use repo::ReadProtection;
 use repo::verify::{
     FindingSeverity, SampleBudget, VerifyMarks, VerifyOptions, VerifyReport, VerifyScope,
@@ -14,6 +16,8 @@ use crate::args::VerifyArgs;
 use crate::exit::Exit;
 use crate::keys;
 use crate::output::{Output, bytes, seconds};
+use crate::progress::Bars;
+use crate::watched::pack_bytes;
 
 #[derive(Serialize)]
 struct FindingReport {
@@ -56,7 +60,16 @@ pub fn run(arguments: &VerifyArgs, output: &Output) -> anyhow::Result<Exit> {
         }
         verify_without_keys(keys::open_store(&repo.repo)?.as_ref())?
     } else {
-        keys::open(&repo)?.verify(&options(arguments))?
+        let bars = Arc::new(Bars::new(output));
+        let repository = keys::open_watched(&repo, &bars)?;
+        let total = match arguments.structure || arguments.sample.is_some() {
+            true => None,
+            false => Some(pack_bytes(repository.store().as_ref())?),
+        };
+        bars.begin("verifying", total);
+        let found = repository.verify(&options(arguments));
+        bars.end();
+        found?
     };
     let report = report(&found, started);
     output.report(&report, text)?;
