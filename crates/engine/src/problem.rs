@@ -130,6 +130,23 @@ fn repository_rule(kind: repo::ErrorKind) -> Rule {
     }
 }
 
+fn store_rule(kind: store::ErrorKind) -> Rule {
+    use store::ErrorKind as Kind;
+    match kind {
+        Kind::NotFound => (
+            "HK-1013",
+            "There is no store at this place.",
+            "The path or address is misspelt, not mounted, or the repository was never made.",
+            "Look at the place; make a new repository with: hikae repo init REPO",
+        ),
+        Kind::Full => repository_rule(repo::ErrorKind::Full),
+        Kind::AlreadyExists => repository_rule(repo::ErrorKind::AlreadyExists),
+        Kind::Cancelled => repository_rule(repo::ErrorKind::Cancelled),
+        Kind::Invalid => repository_rule(repo::ErrorKind::Invalid),
+        _ => repository_rule(repo::ErrorKind::Store),
+    }
+}
+
 fn image_rule(kind: vdisk::ErrorKind) -> Rule {
     use vdisk::ErrorKind as Kind;
     match kind {
@@ -252,8 +269,18 @@ impl Problem {
                 rule = Some(repository_rule(below.kind()));
             } else if let Some(below) = at.downcast_ref::<vdisk::Error>() {
                 rule = Some(image_rule(below.kind()));
-            } else if let (None, Some(below)) = (rule, at.downcast_ref::<Error>()) {
-                rule = Some(job_rule(below.kind()));
+            } else if rule.is_none() {
+                rule = at
+                    .downcast_ref::<Error>()
+                    .map(|below| job_rule(below.kind()))
+                    .or_else(|| {
+                        at.downcast_ref::<store::Error>()
+                            .map(|below| store_rule(below.kind()))
+                    })
+                    .or_else(|| {
+                        at.downcast_ref::<std::io::Error>()
+                            .map(|_| job_rule(ErrorKind::Io))
+                    });
             }
             next = at.source();
         }
