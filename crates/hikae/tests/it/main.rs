@@ -5,6 +5,7 @@
 //! | [`round_trip`] | what goes in comes out, at the cost that it should |
 //! | [`kill`] | `kill -9` at any moment of backup, gc and copy loses nothing that was committed |
 //! | [`fence`] | a writer that was stopped across a whole gc can never commit |
+//! | [`repair`] | damage is repaired from a healthy copy, however often the repair is killed |
 //! | [`reader`] | `tools/read_repository.py` reads the same bytes without Hikae |
 //! | [`bucket`] | the same repository over S3 |
 //!
@@ -15,5 +16,6 @@ mod disk;
 mod fence;
 mod kill;
 mod reader;
+mod repair;
 mod round_trip;
 mod site;

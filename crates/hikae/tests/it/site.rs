@@ -39,6 +39,7 @@ impl Outcome {
     /// Asserts the exit code.
     #[track_caller]
     pub fn expect(self, code: i32) -> Self {
+        assert!(!self.stderr.contains("panicked at"), "{self:#?}");
         assert_eq!(self.status.code(), Some(code), "{self:#?}");
         self
     }
