@@ -2,7 +2,11 @@
 //!
 //! **Invariants.** A place (name, number) is listed once, whether it lies singly, in a bundle, or in both while garbage
 //! collection moves it. A damaged point is listed as damaged, never left out. In an encrypted repository a point without
-//! a good signature is damaged.
+//! a good signature is damaged. A point that a verdict removed is gone from then on, wherever a copy of it still lies.
+//!
+//! **Why the order of looks matters.** Garbage collection puts its verdict, then deletes points, then their marks. Whoever
+//! lists points and reads their marks afterwards may hold a forgotten point whose mark is gone already. So verdicts are
+//! read last: a point whose marks are gone is in the retired table of a verdict that was there before.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,7 +15,8 @@ use store::{ObjectName, list_all};
 
 use crate::access::ObjectAccess;
 use crate::format::{MAX_ENVELOPE_TEXT_BYTES, ObjectKind};
-use crate::gc::records;
+use crate::gc::records::{self, Retired};
+use crate::gc::retired_points;
 use crate::marks::{PointMarks, PointVisibility, read_all_marks, read_marks_of};
 use crate::points::{
     Bundle, PointKey, PointSelector, ProtectedName, RecoveryPoint, SignatureState, SignedPoint,
@@ -85,12 +90,27 @@ impl Whose {
     }
 }
 
-/// Lists places.
+impl PointListing {
+    /// Takes out what garbage collection decided to remove. What a collector that was stopped for long put back lies
+    /// there for a while, and is no point any more.
+    fn drop_retired(&mut self, retired: &Retired) {
+        self.places.retain(|key, _| !retired.contains(*key));
+    }
+}
+
+/// Lists places. Marks that belong to it are read before: then none of a point that is listed can be gone.
 pub(crate) fn list_points(
     vault: &Vault,
     memory: &PointMemory,
     whose: Whose,
 ) -> Result<PointListing> {
+    let mut listing = list_places(vault, memory, whose)?;
+    listing.drop_retired(&retired_points(vault)?);
+    Ok(listing)
+}
+
+/// What lies there, removed or not. The caller reads marks, and what is retired after that.
+fn list_places(vault: &Vault, memory: &PointMemory, whose: Whose) -> Result<PointListing> {
     let mut listing = PointListing::default();
     let prefix = match whose {
         Whose::All => names::points()?,
@@ -248,8 +268,9 @@ pub(crate) fn point_records(
     vault: &Vault,
     memory: &PointMemory,
 ) -> Result<(Vec<PointRecord>, Vec<Error>)> {
-    let listing = list_points(vault, memory, Whose::All)?;
+    let mut listing = list_places(vault, memory, Whose::All)?;
     let mut marks = read_all_marks(vault)?;
+    listing.drop_retired(&retired_points(vault)?);
     let mut records = Vec::new();
     let mut damaged: Vec<Error> = listing
         .damaged_bundles
@@ -277,7 +298,8 @@ pub(crate) fn find_point(
     memory: &PointMemory,
     selector: &PointSelector,
 ) -> Result<PointRecord> {
-    let listing = list_points(vault, memory, Whose::Of(vault.name_id(&selector.name)))?;
+    let name_id = vault.name_id(&selector.name);
+    let listing = list_points(vault, memory, Whose::Of(name_id))?;
     let mut found = None;
     let mut damaged = listing
         .damaged_bundles
@@ -308,6 +330,9 @@ pub(crate) fn find_point(
         if selector.which == Which::Latest && marks.visibility() == PointVisibility::Forgotten {
             continue;
         }
+        if retired_points(vault)?.contains(key) {
+            continue;
+        }
         if found.is_some() {
             let what = format!("point {selector}: more than one id begins so");
             return Err(Error::new(ErrorKind::Invalid, what));
@@ -329,34 +354,75 @@ pub(crate) fn find_point(
     })
 }
 
+/// A damaged object so far above everything readable says nothing about which number comes next: only a stray or a forged
+/// name lies there, and numbers must not run out because of it.
+const NUMBER_GAP_MAX: u64 = 1 << 32;
+
 /// The newest visible point of a name, and the number that the next one gets.
+///
+/// # Errors
+/// [`ErrorKind::Corrupt`] while a bundle or a verdict cannot be read: which numbers were given already is not known then,
+/// and none is given twice.
 pub(crate) fn newest_and_next(
     vault: &Vault,
     memory: &PointMemory,
     name: &ProtectedName,
 ) -> Result<(Option<RecoveryPoint>, u64)> {
     let name_id = vault.name_id(name);
-    let listing = list_points(vault, memory, Whose::Of(name_id))?;
-    let mut highest = listing
-        .places
-        .keys()
-        .map(|key| key.sequence)
-        .max()
-        .unwrap_or(0);
-    for record in records::read_records(vault)? {
-        if let Some(Ok(verdict)) = &record.verdict {
-            highest = highest.max(verdict.retired.highest(name_id).unwrap_or(0));
+    let listing = list_places(vault, memory, Whose::Of(name_id))?;
+    if let Some((object, error)) = listing.damaged_bundles.into_iter().next() {
+        return Err(numbers_unknown(name, &object, error));
+    }
+    let mut parent = None;
+    let mut readable = 0;
+    let mut damaged = Vec::new();
+    for (key, place) in listing.places.into_iter().rev() {
+        match place.state {
+            PlaceState::Damaged(_) => damaged.push(key.sequence),
+            PlaceState::Tombstone => readable = readable.max(key.sequence),
+            PlaceState::Point { point, .. } => {
+                readable = readable.max(key.sequence);
+                if parent.is_none()
+                    && read_marks_of(vault, key)?.visibility() == PointVisibility::Visible
+                    && !certainly_retired(vault, name)?.contains(key)
+                {
+                    parent = Some(*point);
+                }
+            }
         }
     }
+    let retired = certainly_retired(vault, name)?;
+    let readable = readable.max(retired.highest(name_id).unwrap_or(0));
+    let plausible = readable.saturating_add(NUMBER_GAP_MAX);
+    let highest = damaged
+        .into_iter()
+        .filter(|sequence| *sequence <= plausible)
+        .fold(readable, u64::max);
     let next = highest
         .checked_add(1)
         .ok_or_else(|| Error::new(ErrorKind::Refused, format!("{name}: no number is left")))?;
-    for (key, place) in listing.places.into_iter().rev() {
-        if let PlaceState::Point { point, .. } = place.state
-            && read_marks_of(vault, key)?.visibility() == PointVisibility::Visible
-        {
-            return Ok((Some(*point), next));
+    Ok((parent, next))
+}
+
+/// Every number that garbage collection removed, from verdicts that are all readable.
+fn certainly_retired(vault: &Vault, name: &ProtectedName) -> Result<Retired> {
+    let mut all = Retired::default();
+    for record in records::read_records(vault)? {
+        match record.verdict {
+            Some(Ok(verdict)) => all.merge(&verdict.retired),
+            Some(Err(error)) => {
+                let object = names::verdict(record.generation)?;
+                return Err(numbers_unknown(name, &object, error));
+            }
+            None => {}
         }
     }
-    Ok((None, next))
+    Ok(all)
+}
+
+fn numbers_unknown(name: &ProtectedName, object: &ObjectName, error: Error) -> Error {
+    let what = format!(
+        "{object} cannot be read, so that nobody knows which numbers {name} has used: repair the repository first"
+    );
+    Error::new(ErrorKind::Corrupt, what).caused_by(error)
 }

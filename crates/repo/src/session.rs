@@ -25,6 +25,7 @@ use crate::catalog::{self, MAX_POINT_BYTES};
 use crate::config::Compression;
 use crate::environment::{HostIdentity, rfc3339};
 use crate::format::{FORMAT_VERSION, ObjectKind};
+use crate::gc::retired_points;
 use crate::index::Index;
 use crate::lease::{
     BreakOutcome, Lease, LeaseKind, LeaseRequest, LeaseView, Liveness, StallWatch, TreeRoot,
@@ -368,8 +369,10 @@ fn look_around(
     };
     let parent_gone = match &taken.parent {
         Some(parent) => {
+            // Verdicts after marks: a removed point loses its marks, and its number is retired before.
             let marks = read_marks_of(vault.as_ref(), parent.key())?;
             marks.visibility() != PointVisibility::Visible
+                || retired_points(vault.as_ref())?.contains(parent.key())
         }
         None => false,
     };

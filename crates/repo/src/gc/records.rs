@@ -9,7 +9,8 @@
 //!   absent             present            gone: the generation is finished; its number is never used again
 //! ```
 //!
-//! The newest verdict stays for ever: it keeps the generation's number taken, and its table of **retired** points proves that a
+//! The newest verdict stays for ever: it keeps the generation's number taken. So do those of aborted generations for a long
+//! time: a collector that was stopped before its verdict finds the place taken when it goes on. The newest verdict's table of **retired** points proves that a
 //! sequence number without a point was removed by garbage collection and not by somebody else.
 //!
 //! **Invariants.** Both are create-if-absent. A verdict ends its generation for everybody: whoever wants to abort one puts an
@@ -110,6 +111,11 @@ impl Retired {
             .and_then(|ranges| ranges.iter().map(|(_, last)| *last).max())
     }
 
+    /// The removed numbers of a name, as sorted ranges with both ends included.
+    pub fn ranges(&self, name: NameId) -> impl Iterator<Item = (u64, u64)> + '_ {
+        self.0.get(&name).into_iter().flatten().copied()
+    }
+
     /// The names that lost a point.
     pub fn names(&self) -> impl Iterator<Item = NameId> + '_ {
         self.0.keys().copied()
@@ -201,8 +207,24 @@ fn list_parts(access: &dyn ObjectAccess) -> Result<BTreeMap<u64, Vec<RecordPart>
     Ok(parts)
 }
 
+/// How often everything is read anew because a verdict that was listed is gone when it is read.
+const LOOKS_MAX: usize = 64;
+
 /// Everything in `gc/`, by generation. Unreadable records are among them as errors; other failures end the call.
+///
+/// A verdict goes only after a newer one covers it. One that was listed and is gone when it is read therefore means that
+/// the newer one may have been missed: then all is read again, so that the union of the retired tables is whole.
 pub(crate) fn read_records(access: &dyn ObjectAccess) -> Result<Vec<GenerationRecords>> {
+    for _ in 0..LOOKS_MAX {
+        if let Some(records) = try_read_records(access)? {
+            return Ok(records);
+        }
+    }
+    let what = "the records of garbage collection change faster than they can be read";
+    Err(Error::new(ErrorKind::Busy, what))
+}
+
+fn try_read_records(access: &dyn ObjectAccess) -> Result<Option<Vec<GenerationRecords>>> {
     let mut records = Vec::new();
     for (generation, parts) in list_parts(access)? {
         let mut record = GenerationRecords {
@@ -213,14 +235,19 @@ pub(crate) fn read_records(access: &dyn ObjectAccess) -> Result<Vec<GenerationRe
         for part in parts {
             match part {
                 RecordPart::Condemned => record.condemned = read_condemned(access, generation)?,
-                RecordPart::Verdict => record.verdict = read_verdict(access, generation)?,
+                RecordPart::Verdict => {
+                    record.verdict = read_verdict(access, generation)?;
+                    if record.verdict.is_none() {
+                        return Ok(None);
+                    }
+                }
             }
         }
         if record.condemned.is_some() || record.verdict.is_some() {
             records.push(record);
         }
     }
-    Ok(records)
+    Ok(Some(records))
 }
 
 fn read_condemned(access: &dyn ObjectAccess, generation: u64) -> Result<Option<Result<Condemned>>> {
