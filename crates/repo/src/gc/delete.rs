@@ -6,7 +6,8 @@
 //!
 //! **Invariants.** Every step can be done again from the start by anybody who reads the verdict. A point goes before its marks:
 //! the other way round it would be shown again after a crash. A bundle is written anew before the old one goes. The verdict
-//! with the highest number stays.
+//! with the highest number stays. No bundle is put by a collector whose lease is broken, or with a point that is retired: one
+//! that was stopped for long does not bring back what others removed meanwhile.
 
 use std::collections::BTreeSet;
 
@@ -14,6 +15,7 @@ use store::list_all;
 
 use crate::access::ObjectAccess;
 use crate::format::{ObjectKind, PackKind};
+use crate::lease::Lease;
 use crate::points::{Bundle, PointKey};
 use crate::vault::Vault;
 use crate::{BundleId, ErrorKind, PackId, Result, names};
@@ -27,6 +29,7 @@ pub(crate) const BUNDLE_SIZE_BYTES_MAX: u64 = 64 << 20;
 /// Deletes what a verdict lists; counts the packs.
 pub(super) fn apply_verdict(
     vault: &Vault,
+    lease: &Lease,
     verdict: &Verdict,
     quarantined: &mut Vec<Quarantined>,
 ) -> Result<GcPhase> {
@@ -34,7 +37,7 @@ pub(super) fn apply_verdict(
     if verdict.outcome == VerdictOutcome::Aborted {
         return Ok(deleted);
     }
-    drop_points(vault, &verdict.points, quarantined)?;
+    drop_points(vault, lease, &verdict.points, quarantined)?;
     for pack in &verdict.packs {
         delete_pack(vault, *pack, &mut deleted)?;
     }
@@ -59,6 +62,7 @@ fn delete_pack(vault: &Vault, pack: PackId, deleted: &mut GcPhase) -> Result<()>
 
 fn drop_points(
     vault: &Vault,
+    lease: &Lease,
     points: &[PointKey],
     quarantined: &mut Vec<Quarantined>,
 ) -> Result<()> {
@@ -81,13 +85,11 @@ fn drop_points(
             continue;
         }
         if !left.is_empty() {
-            put_bundle(
-                vault,
-                &Bundle {
-                    points: left,
-                    ..bundle.clone()
-                },
-            )?;
+            let left = Bundle {
+                points: left,
+                ..bundle
+            };
+            put_bundle(vault, lease, left)?;
         }
         vault.store().delete(&names::bundle(id)?)?;
     }
@@ -129,11 +131,19 @@ pub(crate) fn read_bundles(
     Ok(bundles)
 }
 
-/// Puts a bundle under a new id.
-pub(super) fn put_bundle(vault: &Vault, bundle: &Bundle) -> Result<BundleId> {
+/// Puts a bundle under a new id, without what is retired by now; none when nothing is left of it.
+///
+/// # Errors
+/// [`ErrorKind::Fenced`] when the collector's lease was broken; then nothing is put, and what the bundle replaces must stay.
+pub(super) fn put_bundle(vault: &Vault, lease: &Lease, mut bundle: Bundle) -> Result<()> {
+    lease.beat()?;
+    let retired = retired_points(vault)?;
+    bundle.points.retain(|one| !retired.contains(one.key));
+    if bundle.points.is_empty() {
+        return Ok(());
+    }
     let id = BundleId::generate(vault.environment().random.as_ref())?;
-    vault.put_json(ObjectKind::Bundle, &names::bundle(id)?, bundle)?;
-    Ok(id)
+    vault.put_json(ObjectKind::Bundle, &names::bundle(id)?, &bundle)
 }
 
 /// The union of the retired tables of all readable verdicts.
@@ -151,6 +161,10 @@ pub(super) fn union_of_retired(records: &[GenerationRecords]) -> Retired {
     all
 }
 
+/// Verdicts of aborted generations stay until this many newer generations were numbered: a collector that was stopped between
+/// its last heartbeat and its verdict must find the place taken, and not decide by marks that are out of date.
+const ABORTED_KEPT: u64 = 64;
+
 /// Deletes the condemned record of a generation whose verdict is carried out, then the verdicts that are no longer needed.
 pub(super) fn put_away(access: &dyn ObjectAccess, generation: u64) -> Result<()> {
     access.store().delete(&names::condemned(generation)?)?;
@@ -163,6 +177,11 @@ pub(super) fn put_away(access: &dyn ObjectAccess, generation: u64) -> Result<()>
             continue;
         };
         if record.generation == newest || record.condemned.is_some() {
+            continue;
+        }
+        if verdict.outcome == VerdictOutcome::Aborted
+            && newest.saturating_sub(record.generation) <= ABORTED_KEPT
+        {
             continue;
         }
         // Only verdicts that stay can cover it; the ones before it may have gone in this very loop.

@@ -12,6 +12,7 @@ use crate::access::ObjectAccess;
 use crate::format::segment::{self, PackDirectory};
 use crate::format::{MAX_ENVELOPE_TEXT_BYTES, ObjectKind, PackKind};
 use crate::index::put_segment;
+use crate::lease::Lease;
 use crate::pack::read_directory;
 use crate::points::{Bundle, BundledPoint, PointKey, SignedPoint};
 use crate::vault::Vault;
@@ -180,6 +181,7 @@ impl<'a> SegmentWriter<'a> {
 /// Points of `keep` stay single.
 pub(super) fn bundle_points(
     vault: &Vault,
+    lease: &Lease,
     keep: &BTreeSet<PointKey>,
     points_min: usize,
     quarantined: &mut Vec<Quarantined>,
@@ -239,7 +241,7 @@ pub(super) fn bundle_points(
     }
     members.sort_by_key(|member| member.key);
     members.dedup_by_key(|member| member.key);
-    put_bundles(vault, members)?;
+    put_bundles(vault, lease, members)?;
     for key in &moved {
         vault.store().delete(&names::point(*key)?)?;
     }
@@ -249,19 +251,19 @@ pub(super) fn bundle_points(
     Ok(u64::try_from(moved.len()).unwrap_or(u64::MAX))
 }
 
-fn put_bundles(vault: &Vault, members: Vec<BundledPoint>) -> Result<()> {
+fn put_bundles(vault: &Vault, lease: &Lease, members: Vec<BundledPoint>) -> Result<()> {
     let mut open = Bundle::default();
     let mut open_bytes = 0usize;
     for member in members {
         open_bytes = open_bytes.saturating_add(member.point.body.len());
         open.points.push(member);
         if open_bytes >= BUNDLE_TARGET_BYTES || open.points.len() >= BUNDLE_POINTS_MAX {
-            put_bundle(vault, &std::mem::take(&mut open))?;
+            put_bundle(vault, lease, std::mem::take(&mut open))?;
             open_bytes = 0;
         }
     }
     if !open.points.is_empty() {
-        put_bundle(vault, &open)?;
+        put_bundle(vault, lease, open)?;
     }
     Ok(())
 }

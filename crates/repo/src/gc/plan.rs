@@ -32,11 +32,11 @@ pub struct GcOptions {
     pub mode: GcMode,
 }
 
-/// What to do when points need blobs that no pack has.
+/// What to do when points need blobs that no pack has, or nodes that cannot be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum MissingPolicy {
-    /// Delete no pack: what is below a missing node cannot be told from garbage, and a missing pack may come back with a
-    /// directory that was not mounted.
+    /// Delete no pack: what is below a missing or damaged node cannot be told from garbage, and a missing pack may come back
+    /// with a directory that was not mounted.
     SparePacks,
     /// Go on: what hangs only on what is missing goes.
     Proceed,

@@ -83,7 +83,7 @@ pub struct GcReport {
     pub segments_after: u64,
     /// Damaged objects that were met.
     pub quarantined: Vec<Quarantined>,
-    /// Whether packs were spared because live blobs are missing.
+    /// Whether packs were spared because live blobs are missing or cannot be read.
     pub spared: bool,
     /// Whether repacking was left out because the store is full.
     pub store_full: bool,

@@ -47,6 +47,7 @@ pub fn collect_garbage(repository: &Repository, options: &GcOptions) -> Result<G
         options,
         lease: &lease,
         report: &mut report,
+        next_generation: 0,
     }
     .execute();
     let released = lease.release();
@@ -71,6 +72,9 @@ struct Run<'a> {
     options: &'a GcOptions,
     lease: &'a Lease,
     report: &'a mut GcReport,
+    /// The number that this run's next generation has. Fixed before anything is marked: another collector that worked
+    /// meanwhile has taken it.
+    next_generation: u64,
 }
 
 /// What the first marking found.
@@ -99,6 +103,8 @@ impl Run<'_> {
             let waited = self.waiter().bury_the_dead()?;
             self.report.waited_for.extend(waited);
             self.settle()?;
+            let highest = self.highest_generation()?;
+            self.next_generation = highest.saturating_add(1);
         }
         let mut findings = self.find()?;
         let plan = plan_packs(&findings.facts, self.options, target_bytes);
@@ -107,8 +113,7 @@ impl Run<'_> {
             .drain(..)
             .map(|facts| (facts.pack, facts))
             .collect();
-        let spare = self.report.spared && self.options.on_missing == MissingPolicy::SparePacks;
-        let (dead, mut repack) = if spare {
+        let (dead, mut repack) = if self.spares_packs() {
             (Vec::new(), Vec::new())
         } else {
             (plan.dead, plan.repack)
@@ -134,7 +139,7 @@ impl Run<'_> {
         // Deletion first: it makes the room that repacking needs.
         let droppable = std::mem::take(&mut findings.droppable);
         self.generation(dead, droppable, &mut findings.marks)?;
-        if !repack.is_empty() {
+        if !repack.is_empty() && !self.spares_packs() {
             let moved = self.repack(&repack, &mut findings.marks)?;
             self.generation(moved, Vec::new(), &mut findings.marks)?;
         }
@@ -159,7 +164,8 @@ impl Run<'_> {
                 .find(|one| one.generation == generation);
             match again.and_then(|record| record.verdict) {
                 Some(Ok(verdict)) => {
-                    let deleted = apply_verdict(vault, &verdict, &mut self.report.quarantined)?;
+                    let deleted =
+                        apply_verdict(vault, self.lease, &verdict, &mut self.report.quarantined)?;
                     self.count_deleted(deleted.objects, deleted.size_bytes);
                     if verdict.outcome == VerdictOutcome::Delete {
                         self.report.finished.push(generation);
@@ -176,6 +182,16 @@ impl Run<'_> {
             }
         }
         Ok(())
+    }
+
+    fn highest_generation(&self) -> Result<u64> {
+        let records = read_records(self.ground.vault.as_ref())?;
+        Ok(records.last().map_or(0, |record| record.generation))
+    }
+
+    /// Whether something that live points or leases need is not known, and no pack may go because of it.
+    fn spares_packs(&self) -> bool {
+        self.report.spared && self.options.on_missing == MissingPolicy::SparePacks
     }
 
     fn count_deleted(&mut self, objects: u64, size_bytes: u64) {
@@ -308,10 +324,9 @@ impl Run<'_> {
     fn quarantine_unreachable(&mut self, unreachable: Vec<Unreachable>) -> Result<BTreeSet<u32>> {
         let mut damaged = BTreeSet::new();
         for Unreachable { name, error } in unreachable {
+            // What is below it cannot be told from garbage, whether it is missing or there and damaged.
+            self.report.spared = true;
             let places = self.ground.index.find_all(&name)?;
-            if places.is_empty() || error.kind() == ErrorKind::NotFound {
-                self.report.spared = true;
-            }
             damaged.extend(places.iter().map(|place| place.pack));
             self.report.quarantined.push(Quarantined {
                 object: name.to_string(),
@@ -333,18 +348,24 @@ impl Run<'_> {
         }
         let vault = Arc::clone(&self.ground.vault);
         let vault = vault.as_ref();
-        let highest = read_records(vault)?
-            .last()
-            .map_or(0, |record| record.generation);
-        let generation = highest.saturating_add(1);
+        let generation = self.next_generation;
+        self.next_generation = generation.saturating_add(1);
         let record = Condemned {
             generation,
             lease: self.lease.id(),
             packs,
             points,
         };
-        self.lease.check()?;
+        // A lease that was broken may not have noticed yet: a beat does.
+        self.lease.beat()?;
         if put_condemned(vault, &record)? == PutOutcome::Taken {
+            return Err(fenced(generation));
+        }
+        // The place is free again when others are done with it. What they leave there for ever is their newest verdict.
+        let records = read_records(vault)?;
+        if records.last().is_none_or(|last| {
+            last.generation != generation || last.verdict.is_some() || last.condemned.is_none()
+        }) {
             return Err(fenced(generation));
         }
         self.report.generations.push(generation);
@@ -353,11 +374,11 @@ impl Run<'_> {
         self.report.waited_for.extend(waited);
 
         let verdict = self.judge(&record, marks)?;
-        self.lease.check()?;
+        self.lease.beat()?;
         if put_verdict(vault, &verdict)? == PutOutcome::Taken {
             return Err(fenced(generation));
         }
-        let deleted = apply_verdict(vault, &verdict, &mut self.report.quarantined)?;
+        let deleted = apply_verdict(vault, self.lease, &verdict, &mut self.report.quarantined)?;
         self.count_deleted(deleted.objects, deleted.size_bytes);
         self.report.dropped.extend(verdict.points.iter().copied());
         put_away(vault, generation)
@@ -411,12 +432,8 @@ impl Run<'_> {
                 .iter()
                 .filter_map(|number| ground.index.pack(*number).map(|row| row.id)),
         );
-        let spared_before = self.report.spared;
         self.quarantine_unreachable(unreachable)?;
-        if self.report.spared
-            && !spared_before
-            && self.options.on_missing == MissingPolicy::SparePacks
-        {
+        if self.spares_packs() {
             rescued.extend(&condemned);
         }
         self.report.rescued.extend(&rescued);
@@ -520,7 +537,7 @@ impl Run<'_> {
         let (_, keep) = self.read_leases(&leases);
         let vault = self.ground.vault.as_ref();
         let min = self.options.bundle_points_min;
-        let outcome = bundle_points(vault, &keep, min, &mut self.report.quarantined);
+        let outcome = bundle_points(vault, self.lease, &keep, min, &mut self.report.quarantined);
         self.report.bundled = self.unless_full(outcome)?.unwrap_or(0);
         // This process's own index forgets what was deleted.
         self.ground.refresh()

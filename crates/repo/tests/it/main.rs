@@ -6,6 +6,7 @@ mod copy;
 mod format;
 mod format_damage;
 mod gc;
+mod gc_races;
 mod index;
 mod keys;
 mod read;
