@@ -153,6 +153,8 @@ struct Shared {
     counters: Counters,
     /// Blobs in packs that are not durable yet, and the pack.
     pending: Mutex<HashMap<BlobName, PackId>>,
+    /// Blobs that are stored again although the index knows a place of them.
+    distrusted: Mutex<HashSet<BlobName>>,
     queue: Mutex<Queue>,
     changed: Condvar,
 }
@@ -192,6 +194,7 @@ impl BlobWriter {
             compression,
             counters: Counters::default(),
             pending: Mutex::new(HashMap::new()),
+            distrusted: Mutex::new(HashSet::new()),
             queue: Mutex::new(Queue::default()),
             changed: Condvar::new(),
         });
@@ -230,7 +233,20 @@ impl BlobWriter {
         if name.is_zero() || self.shared.pending().contains_key(name) {
             return Ok(true);
         }
+        if self.shared.distrusted().contains(name) {
+            return Ok(false);
+        }
         self.shared.reliance.rely_on(name, &self.shared.write)
+    }
+
+    /// Whether this writer was given a blob and has it in hand: it is not in a durable pack yet.
+    pub fn is_pending(&self, name: &BlobName) -> bool {
+        self.shared.pending().contains_key(name)
+    }
+
+    /// A blob that is there turned out to be unreadable: it counts as absent until it was appended once more.
+    pub fn distrust(&self, name: BlobName) {
+        self.shared.distrusted().insert(name);
     }
 
     /// Compresses a blob. Any thread; no look-up. The name is the caller's word and is checked before the pack is put.
@@ -279,6 +295,7 @@ impl BlobWriter {
         let Some(pack) = slot else { return Ok(()) };
         pack.push(blob)?;
         self.shared.pending().insert(blob.name, pack.pack_id());
+        self.shared.distrusted().remove(&blob.name);
         let counters = &self.shared.counters;
         let count = if kind == PackKind::Data {
             &counters.blocks
@@ -372,6 +389,12 @@ impl Shared {
 
     fn pending(&self) -> MutexGuard<'_, HashMap<BlobName, PackId>> {
         self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn distrusted(&self) -> MutexGuard<'_, HashSet<BlobName>> {
+        self.distrusted
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     fn new_pack(&self, kind: PackKind) -> Result<PackBuilder> {

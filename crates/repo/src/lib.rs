@@ -25,6 +25,7 @@ mod config;
 pub mod copy;
 mod crypto;
 pub mod debug;
+mod doubt;
 mod environment;
 mod error;
 pub mod format;
