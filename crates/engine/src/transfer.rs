@@ -11,9 +11,13 @@
 //! The messages of `block::sync` are left out: base and source are in reach of one worker. For the same reason a block is
 //! hashed once, by the worker that read it; the repository hashes it again after encoding, before its pack is put.
 //!
+//! Healing: nothing that is stored is believed. Every block and node that the version needs is read back, or stored again.
+//!
 //! **Invariants.** Change tracking is audited before it is believed; a lie makes the scope everything. Blobs are appended
 //! in disk order, a node after the blocks and nodes that it names. Memory: a scan (8 MiB) per worker and the encoded
 //! blocks of at most a window of leaves.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use block::sync::{
     AuditPlan, LeafMerge, LeafScan, LeafTask, Scope, SyncPlan, SyncStats, SyncStep, Unreadable,
@@ -23,11 +27,11 @@ use block::{
     BLOCK_SIZE_BYTES, BlockHash, BlockIndex, ByteRange, ChangedRanges, LEAF_SIZE_BYTES, LeafIndex,
     NodeHash, ReadAt,
 };
-use repo::{BlobName, BlobWriter, EncodedBlob};
+use repo::{BlobName, BlobWriter, EncodedBlob, Repository};
 
 use crate::job::JobContext;
 use crate::pipeline::{Width, run_ordered};
-use crate::{Error, Result};
+use crate::{Error, ErrorKind, Result};
 
 /// When the progress of a transfer is made durable, so that an interruption costs no more than this.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,8 +45,8 @@ pub struct CheckpointEvery {
 impl Default for CheckpointEvery {
     fn default() -> Self {
         Self {
-            stored_bytes: 2 << 30,
-            elapsed_ms: 60_000,
+            stored_bytes: 256 << 20,
+            elapsed_ms: 10_000,
         }
     }
 }
@@ -68,12 +72,77 @@ pub(crate) struct Base<'a> {
     pub look_also: ChangedRanges,
 }
 
+/// How far what lies in the repository is believed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Belief {
+    /// A blob that the index lists is there.
+    Index,
+    /// A blob is there when it was read and hashed.
+    Reading,
+}
+
+/// How a transfer ended.
+pub(crate) enum TransferEnd {
+    /// All arrived.
+    Arrived(Transferred),
+    /// The base lacks something that the new version needs, or cannot be read: it must do without the base.
+    BaseDamaged(String),
+}
+
+/// What was found wrong with the base first.
+#[derive(Default)]
+struct BaseDamage(Mutex<Option<String>>);
+
+impl BaseDamage {
+    /// Makes an error of a base's tree the transfer's own, and remembers it when it speaks of damage.
+    fn note(&self, error: block::Error) -> Error {
+        let error = repo::Error::from(error);
+        let is_damage = is_damage(error.kind());
+        let error = Error::from(error);
+        if is_damage {
+            self.found(&explained(&error));
+        }
+        error
+    }
+
+    fn found(&self, what: &str) {
+        self.lock().get_or_insert_with(|| what.to_owned());
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<String>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Whether an error of the repository speaks of what lies in it, and not of the way there.
+pub(crate) fn is_damage(kind: repo::ErrorKind) -> bool {
+    use repo::ErrorKind as Kind;
+    matches!(
+        kind,
+        Kind::NotFound | Kind::Corrupt | Kind::WrongKey | Kind::Unsupported
+    )
+}
+
+/// An error with its causes, on one line.
+pub(crate) fn explained(error: &Error) -> String {
+    let mut text = error.to_string();
+    let mut next = std::error::Error::source(error);
+    while let Some(cause) = next {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        next = cause.source();
+    }
+    text
+}
+
 /// One disk on its way.
 pub(crate) struct Transfer<'a> {
     pub source: &'a dyn ReadAt,
     pub base: Option<Base<'a>>,
     pub tracking: Option<Tracking>,
     pub unreadable: Unreadable,
+    pub repository: &'a Repository,
+    pub belief: Belief,
     pub blobs: &'a BlobWriter,
     pub context: JobContext<'a>,
     pub checkpoint_every: CheckpointEvery,
@@ -124,15 +193,36 @@ struct NewLeaf {
 }
 
 /// Nodes on their way into node packs.
-pub(crate) struct NodesTo<'a>(pub &'a BlobWriter);
+struct NodesTo<'a> {
+    blobs: &'a BlobWriter,
+    repository: &'a Repository,
+    belief: Belief,
+}
 
 impl NodeSink for NodesTo<'_> {
     fn put_node(&mut self, level: u8, hash: NodeHash, node: &Node) -> block::Result<()> {
-        let blob = self
-            .0
-            .encode(BlobName::Node { level, hash }, node.as_bytes())?;
-        Ok(self.0.append(vec![blob])?)
+        let name = BlobName::Node { level, hash };
+        is_there(self.blobs, self.repository, self.belief, &name)?;
+        let blob = self.blobs.encode(name, node.as_bytes())?;
+        Ok(self.blobs.append(vec![blob])?)
     }
+}
+
+/// Whether a blob need not be stored.
+fn is_there(
+    blobs: &BlobWriter,
+    repository: &Repository,
+    belief: Belief,
+    name: &BlobName,
+) -> repo::Result<bool> {
+    if !blobs.contains(name)? {
+        return Ok(false);
+    }
+    if belief == Belief::Index || blobs.is_pending(name) || repository.can_read(name)? {
+        return Ok(true);
+    }
+    blobs.distrust(*name);
+    Ok(false)
 }
 
 impl<'a> Transfer<'a> {
@@ -140,9 +230,23 @@ impl<'a> Transfer<'a> {
     pub(crate) fn run(
         &self,
         checkpoint: &mut dyn FnMut(DiskTree) -> Result<()>,
+    ) -> Result<TransferEnd> {
+        let damage = BaseDamage::default();
+        let outcome = self.run_on(&damage, checkpoint);
+        match (outcome, damage.0.into_inner()) {
+            (Ok(transferred), _) => Ok(TransferEnd::Arrived(transferred)),
+            (Err(_), Ok(Some(what))) => Ok(TransferEnd::BaseDamaged(what)),
+            (Err(error), _) => Err(error),
+        }
+    }
+
+    fn run_on(
+        &self,
+        damage: &BaseDamage,
+        checkpoint: &mut dyn FnMut(DiskTree) -> Result<()>,
     ) -> Result<Transferred> {
         let mut stats = SyncStats::default();
-        let lies = self.audit(&mut stats)?;
+        let lies = self.audit(damage, &mut stats)?;
         let scope = match &self.tracking {
             Some(tracking) if lies.is_empty() => Scope::Changed(tracking.changed.clone()),
             _ => Scope::Everything,
@@ -152,7 +256,7 @@ impl<'a> Transfer<'a> {
         let none = ChangedRanges::none();
         let look_also = self.base.as_ref().map_or(&none, |base| &base.look_also);
         let plan = SyncPlan::new(length, base_length, scope, look_also);
-        let mut transferred = self.compare(plan, checkpoint)?;
+        let mut transferred = self.compare(plan, damage, checkpoint)?;
         transferred.stats.add(&stats);
         transferred.lies = lies;
         Ok(transferred)
@@ -170,7 +274,7 @@ impl<'a> Transfer<'a> {
     }
 
     /// Compares a sample of what tracking calls unchanged with the base.
-    fn audit(&self, stats: &mut SyncStats) -> Result<Vec<ByteRange>> {
+    fn audit(&self, damage: &BaseDamage, stats: &mut SyncStats) -> Result<Vec<ByteRange>> {
         let (Some(tracking), Some(base)) = (&self.tracking, &self.base) else {
             return Ok(Vec::new());
         };
@@ -193,7 +297,7 @@ impl<'a> Transfer<'a> {
                 Ok(plan.next_task())
             },
             || self.scratch(),
-            |scratch, task: LeafTask| self.audit_leaf(scratch, task),
+            |scratch, task: LeafTask| self.audit_leaf(scratch, damage, task),
             |(found, cost)| {
                 stats.add(&cost);
                 self.context
@@ -217,6 +321,7 @@ impl<'a> Transfer<'a> {
     fn audit_leaf(
         &self,
         scratch: &mut Scratch<'a>,
+        damage: &BaseDamage,
         task: LeafTask,
     ) -> Result<(Vec<ByteRange>, SyncStats)> {
         let scan = &mut scratch.scan;
@@ -228,7 +333,7 @@ impl<'a> Transfer<'a> {
         for slot in task.look.iter() {
             let block = BlockIndex(task.leaf.first_block().0.saturating_add(slot as u64));
             let kept = match &mut scratch.base {
-                Some(base) => base.block_hash(block)?,
+                Some(base) => base.block_hash(block).map_err(|error| damage.note(error))?,
                 None => BlockHash::zero(),
             };
             if kept != scan.hash(slot) {
@@ -245,13 +350,12 @@ impl<'a> Transfer<'a> {
     fn compare(
         &self,
         mut plan: SyncPlan,
+        damage: &BaseDamage,
         checkpoint: &mut dyn FnMut(DiskTree) -> Result<()>,
     ) -> Result<Transferred> {
         let length = self.source.size_bytes();
-        let mut builder = match &self.base {
-            Some(base) => TreeBuilder::new(base.tree, base.nodes, length)?,
-            None => TreeBuilder::new(DiskTree::zero(length)?, &block::tree::NoNodes, length)?,
-        };
+        let mut builder = self.builder(damage)?;
+        let mut nodes = self.nodes();
         let mut stats = SyncStats::default();
         let mut unreadable: Vec<ByteRange> = Vec::new();
         let mut pace = Pace::new(self.checkpoint_every, self.clock);
@@ -263,7 +367,7 @@ impl<'a> Transfer<'a> {
                 plan.next_step(self.source).map_err(source_failed)
             },
             || self.scratch(),
-            |scratch, step| self.work(scratch, step),
+            |scratch, step| self.work(scratch, damage, step),
             |outcome| {
                 let bytes = match outcome {
                     Outcome::Same { bytes, stats: cost } => {
@@ -275,7 +379,9 @@ impl<'a> Transfer<'a> {
                         count,
                         bytes,
                     } => {
-                        builder.replace_with_zeros(first, count, &mut NodesTo(self.blobs))?;
+                        builder
+                            .replace_with_zeros(first, count, &mut nodes)
+                            .map_err(|error| damage.note(error))?;
                         stats.known_zero_bytes += bytes;
                         bytes
                     }
@@ -284,13 +390,16 @@ impl<'a> Transfer<'a> {
                         unreadable.extend(&new.unreadable);
                         pace.stored((new.blobs.len() as u64).saturating_mul(BLOCK_SIZE_BYTES));
                         self.blobs.append(new.blobs)?;
-                        builder.replace(new.leaf, &new.node, &mut NodesTo(self.blobs))?;
+                        builder
+                            .replace(new.leaf, &new.node, &mut nodes)
+                            .map_err(|error| damage.note(error))?;
                         new.bytes
                     }
                 };
                 self.context.progress.advance(bytes);
                 if pace.is_due() {
-                    checkpoint(builder.checkpoint(&mut NodesTo(self.blobs))?)?;
+                    let tree = builder.checkpoint(&mut nodes);
+                    checkpoint(tree.map_err(|error| damage.note(error))?)?;
                     pace.restart();
                 }
                 Ok(())
@@ -298,10 +407,14 @@ impl<'a> Transfer<'a> {
         );
         self.context.progress.end();
         if let Err(error) = result {
-            self.save(&mut builder, checkpoint);
+            // On a damaged base nobody goes on.
+            if damage.lock().is_none() {
+                self.save(&mut builder, checkpoint);
+            }
             return Err(error);
         }
-        let (tree, built) = builder.finish(&mut NodesTo(self.blobs))?;
+        let finished = builder.finish(&mut nodes);
+        let (tree, built) = finished.map_err(|error| damage.note(error))?;
         let nodes_put = built.nodes_put;
         Ok(Transferred {
             tree,
@@ -312,13 +425,35 @@ impl<'a> Transfer<'a> {
         })
     }
 
+    fn builder(&self, damage: &BaseDamage) -> Result<TreeBuilder<'a>> {
+        let length = self.source.size_bytes();
+        match &self.base {
+            Some(base) => {
+                TreeBuilder::new(base.tree, base.nodes, length).map_err(|error| damage.note(error))
+            }
+            None => Ok(TreeBuilder::new(
+                DiskTree::zero(length)?,
+                &block::tree::NoNodes,
+                length,
+            )?),
+        }
+    }
+
+    fn nodes(&self) -> NodesTo<'a> {
+        NodesTo {
+            blobs: self.blobs,
+            repository: self.repository,
+            belief: self.belief,
+        }
+    }
+
     /// What was done so far need not be done again. The error that ended the transfer is the one to tell.
     fn save(
         &self,
         builder: &mut TreeBuilder<'_>,
         checkpoint: &mut dyn FnMut(DiskTree) -> Result<()>,
     ) {
-        let tree = builder.checkpoint(&mut NodesTo(self.blobs));
+        let tree = builder.checkpoint(&mut self.nodes());
         if let Err(failed) = tree.map_err(Error::from).and_then(checkpoint) {
             let text = format!("progress could not be saved: {failed}");
             self.context.progress.warn(&text);
@@ -326,30 +461,40 @@ impl<'a> Transfer<'a> {
     }
 
     /// One step, on a worker.
-    fn work(&self, scratch: &mut Scratch<'a>, step: SyncStep) -> Result<Outcome> {
+    fn work(
+        &self,
+        scratch: &mut Scratch<'a>,
+        damage: &BaseDamage,
+        step: SyncStep,
+    ) -> Result<Outcome> {
         let length = self.source.size_bytes();
         let covered = |first: LeafIndex, count: u64| {
             count
                 .saturating_mul(LEAF_SIZE_BYTES)
                 .min(length.saturating_sub(first.offset()))
         };
-        let task = match step {
-            SyncStep::Same { first, count } => {
-                return Ok(Outcome::Same {
-                    bytes: covered(first, count),
-                    stats: SyncStats::default(),
-                });
-            }
-            SyncStep::Zeros { first, count } => {
-                return Ok(Outcome::Zeros {
-                    first,
-                    count,
-                    bytes: covered(first, count),
-                });
-            }
-            SyncStep::Leaf(task) => task,
-        };
-        let bytes = covered(task.leaf, 1);
+        match step {
+            SyncStep::Same { first, count } => Ok(Outcome::Same {
+                bytes: covered(first, count),
+                stats: SyncStats::default(),
+            }),
+            SyncStep::Zeros { first, count } => Ok(Outcome::Zeros {
+                first,
+                count,
+                bytes: covered(first, count),
+            }),
+            SyncStep::Leaf(task) => self.work_on_leaf(scratch, damage, task, covered(task.leaf, 1)),
+        }
+    }
+
+    fn work_on_leaf(
+        &self,
+        scratch: &mut Scratch<'a>,
+        damage: &BaseDamage,
+        task: LeafTask,
+        bytes: u64,
+    ) -> Result<Outcome> {
+        let length = self.source.size_bytes();
         let scan = &mut scratch.scan;
         scan.scan(self.source, task.leaf, task.look, self.unreadable)
             .map_err(source_failed)?;
@@ -357,24 +502,43 @@ impl<'a> Transfer<'a> {
         stats.compared_leaves = 1;
         let zero = NodeHash::zero(1);
         let kept = match &mut scratch.base {
-            Some(base) => base.leaf_hash(task.leaf)?,
+            Some(base) => base
+                .leaf_hash(task.leaf)
+                .map_err(|error| damage.note(error))?,
             None => zero,
         };
         if scan.leaf_hash() == Some(kept) && scan.unreadable().is_empty() {
+            let leaf = BlobName::Node {
+                level: 1,
+                hash: kept,
+            };
+            let blocks = scan.looked().iter().map(|slot| scan.hash(slot));
+            let needed = std::iter::once(leaf).chain(blocks.map(BlobName::Block));
+            self.check_listed(damage, task.leaf, needed)?;
             return Ok(Outcome::Same { bytes, stats });
         }
         let node = match &mut scratch.base {
-            Some(base) if kept != zero => base.leaf(task.leaf)?,
+            Some(base) if kept != zero => {
+                base.leaf(task.leaf).map_err(|error| damage.note(error))?
+            }
             _ => Node::zero(1),
         };
         let merge = LeafMerge::begin(node, &scan.description(), length)?;
         let mut blobs = Vec::with_capacity(merge.missing().len());
         for slot in merge.missing().iter() {
-            let hash = scan.hash(slot);
-            if !self.blobs.contains_block(hash)? {
-                blobs.push(self.blobs.encode(BlobName::Block(hash), scan.block(slot))?);
+            let name = BlobName::Block(scan.hash(slot));
+            if !is_there(self.blobs, self.repository, self.belief, &name)? {
+                blobs.push(self.blobs.encode(name, scan.block(slot))?);
             }
         }
+        let missing = merge.missing();
+        let kept = merge.node().blocks().enumerate();
+        let kept = kept.filter(|(slot, _)| !missing.contains(*slot));
+        self.check_listed(
+            damage,
+            task.leaf,
+            kept.map(|(_, hash)| BlobName::Block(hash)),
+        )?;
         stats.changed_leaves = 1;
         stats.sent_blocks = merge.missing().len() as u64;
         let unreadable = scan.unreadable().to_vec();
@@ -387,6 +551,23 @@ impl<'a> Transfer<'a> {
             bytes,
             stats,
         })))
+    }
+
+    /// What a version takes over from its base must be somewhere: damage does not pass from version to version.
+    fn check_listed(
+        &self,
+        damage: &BaseDamage,
+        leaf: LeafIndex,
+        blobs: impl Iterator<Item = BlobName>,
+    ) -> Result<()> {
+        for name in blobs {
+            if !self.repository.lists(&name)? {
+                let what = format!("{name}, of leaf {}, is in no pack", leaf.0);
+                damage.found(&what);
+                return Err(Error::new(ErrorKind::NotFound, what));
+            }
+        }
+        Ok(())
     }
 }
 

@@ -7,6 +7,10 @@
 //!                └─ nothing moved yet: the lease is given back
 //! ```
 //!
+//! A parent that is marked damaged, or whose tree turns out to lack something, is not built upon: the disk is compared with
+//! nothing, and what is stored is read back before it counts, so that the new version is whole (*healing*). Tracking is used
+//! only if it can count from nothing else than the parent.
+//!
 //! Nothing is visible before the commit. There is nothing else to undo: what was stored without a point belongs to the next
 //! run, or to garbage collection.
 
@@ -16,14 +20,18 @@ use std::fmt;
 use block::diff::LeafDifferences;
 use block::sync::{LeftOut, SyncStats, Unreadable};
 use block::{ByteRange, ChangedRanges, LEAF_SIZE_BYTES, ReadAt};
+use repo::retention::PointHealth;
 use repo::{
-    BeginOptions, Consistency, DiskVersion, Omissions, PointDraft, PointSelector, ProtectedName,
-    Repository, SessionBase, UnknownFields, VersionSession, Which,
+    BeginOptions, Consistency, DiskVersion, Omissions, PointDraft, PointRecord, PointSelector,
+    ProtectedName, Repository, SessionBase, UnknownFields, VersionSession, Which,
 };
 use serde::Serialize;
 
 use super::{JobContext, Steps};
-use crate::transfer::{Base, CheckpointEvery, Tracking, Transfer, Transferred};
+use crate::transfer::{
+    Base, Belief, CheckpointEvery, Tracking, Transfer, TransferEnd, Transferred, explained,
+    is_damage,
+};
 use crate::{Error, ErrorKind, Result};
 
 /// Most ranges that a report or a comparison with an interrupted transfer keeps apart.
@@ -40,8 +48,8 @@ pub struct BackupRequest {
     pub image: repo::ImageProfile,
     /// What change tracking says, if there is any.
     pub tracking: Option<Tracking>,
-    /// The number of the version that the tracking counts from; the newest when absent. Tracking that counts from another
-    /// version than the one compared with is not used.
+    /// The number of the version that the tracking counts from; the newest when absent, if no version that is gone by now
+    /// can have been newer. Tracking that counts from another version than the one compared with is not used.
     pub tracking_since: Option<u64>,
     /// Ranges left out on purpose; they come back as zeros.
     pub left_out: Option<Omissions>,
@@ -93,6 +101,11 @@ pub enum BackupScope {
         /// Why tracking is not used although it was given; empty when none was given.
         reason: String,
     },
+    /// All of the disk is read, and all that is stored of it is read back: what is lost is stored again.
+    Heal {
+        /// What is wrong with the version before.
+        reason: String,
+    },
     /// Only what changed is looked at, and a sample of the rest.
     ChangedRanges {
         /// How many ranges.
@@ -102,6 +115,18 @@ pub enum BackupScope {
         /// How many of a million other blocks are read all the same.
         audit_per_million: u32,
     },
+}
+
+impl BackupScope {
+    /// Why everything is compared, if that was not what was asked for.
+    pub fn reason(&self) -> Option<&str> {
+        match self {
+            Self::CompareEverything { reason } | Self::Heal { reason } => {
+                Some(reason.as_str()).filter(|reason| !reason.is_empty())
+            }
+            Self::InitialCopy | Self::ChangedRanges { .. } => None,
+        }
+    }
 }
 
 /// What a backup will do.
@@ -130,6 +155,10 @@ impl fmt::Display for BackupPlan {
             BackupScope::CompareEverything { reason } => {
                 write!(f, "compare everything that is allocated ({reason})")?;
             }
+            BackupScope::Heal { reason } => write!(
+                f,
+                "read everything and store again what the repository has lost ({reason})"
+            )?,
             BackupScope::ChangedRanges {
                 ranges,
                 bytes,
@@ -168,6 +197,8 @@ pub struct BackupReport {
     pub resumed: bool,
     /// Whether everything was compared although tracking was given.
     pub fell_back: bool,
+    /// Why everything was compared, or healed, if that was not what was asked for; else empty.
+    pub reason: String,
     /// Bytes read from the source.
     pub read_bytes: u64,
     /// Bytes hashed.
@@ -210,38 +241,93 @@ pub fn plan_backup_disk(
         which: Which::Latest,
     };
     let parent = match repository.find_point(&selector) {
-        Ok(record) => Some(record.point),
+        Ok(record) => Some(record),
         Err(error) if error.kind() == repo::ErrorKind::NotFound => None,
         Err(error) => return Err(error.into()),
     };
+    let next = repository.next_sequence(&request.name)?;
+    let doubt = doubt_of(repository, request, parent.as_ref(), next)?;
     let base = SessionBase {
-        parent,
+        parent: parent.map(|record| record.point),
         partial: None,
     };
-    Ok(plan_on(request, &base, source.size_bytes()))
+    Ok(plan_on(request, &base, doubt, source.size_bytes()))
 }
 
-fn plan_on(request: &BackupRequest, base: &SessionBase, length_bytes: u64) -> BackupPlan {
+/// Why the version before cannot simply be built upon.
+enum Doubt {
+    None,
+    /// Some of it is lost.
+    Damaged(String),
+    /// Tracking may count from another version.
+    Tracking(String),
+}
+
+/// What speaks against building the version `next` upon `parent`.
+fn doubt_of(
+    repository: &Repository,
+    request: &BackupRequest,
+    parent: Option<&PointRecord>,
+    next: u64,
+) -> Result<Doubt> {
+    let Some(parent) = parent else {
+        return Ok(Doubt::None);
+    };
+    let number = parent.point.sequence;
+    if parent.marks.health() == PointHealth::Damaged {
+        return Ok(Doubt::Damaged(format!("version {number} is damaged")));
+    }
+    if request.tracking.is_none() {
+        return Ok(Doubt::None);
+    }
+    match request.tracking_since {
+        Some(since) if since != number => Ok(Doubt::Tracking(format!(
+            "tracking counts from version {since}"
+        ))),
+        Some(_) => Ok(Doubt::None),
+        None if repository.only_tombstones_between(&request.name, number, next)? => Ok(Doubt::None),
+        None => Ok(Doubt::Tracking(format!(
+            "tracking may count from a version after {number} that is gone"
+        ))),
+    }
+}
+
+/// As [`doubt_of`], of what a session is based on.
+fn doubt_of_session(session: &VersionSession, request: &BackupRequest) -> Result<Doubt> {
+    let Some(parent) = &session.base().parent else {
+        return Ok(Doubt::None);
+    };
+    let selector = PointSelector {
+        name: request.name.clone(),
+        which: Which::Sequence(parent.sequence),
+    };
+    let record = session.repository().find_point(&selector)?;
+    let next = session.key().sequence;
+    doubt_of(session.repository(), request, Some(&record), next)
+}
+
+fn plan_on(
+    request: &BackupRequest,
+    base: &SessionBase,
+    doubt: Doubt,
+    length_bytes: u64,
+) -> BackupPlan {
     let disk = base.disk(&request.label);
     let parent = base.parent.as_ref().map(|parent| parent.sequence);
-    let scope = match (&request.tracking, disk) {
-        (_, None) => BackupScope::InitialCopy,
-        (None, Some(_)) => BackupScope::CompareEverything {
-            reason: String::new(),
+    let scope = match (&request.tracking, disk, doubt) {
+        (_, _, Doubt::Damaged(reason)) => BackupScope::Heal { reason },
+        (_, None, _) => BackupScope::InitialCopy,
+        (Some(_), Some(_), Doubt::Tracking(reason)) => BackupScope::CompareEverything { reason },
+        (Some(tracking), Some(_), _) => BackupScope::ChangedRanges {
+            ranges: tracking.changed.len(),
+            bytes: tracking
+                .changed
+                .rounded_to_blocks(length_bytes)
+                .total_bytes(),
+            audit_per_million: tracking.audit_per_million,
         },
-        (Some(tracking), Some(_)) => match request.tracking_since {
-            Some(since) if Some(since) != parent => {
-                let reason = format!("tracking counts from version {since}");
-                BackupScope::CompareEverything { reason }
-            }
-            _ => BackupScope::ChangedRanges {
-                ranges: tracking.changed.len(),
-                bytes: tracking
-                    .changed
-                    .rounded_to_blocks(length_bytes)
-                    .total_bytes(),
-                audit_per_million: tracking.audit_per_million,
-            },
+        (None, Some(_), _) => BackupScope::CompareEverything {
+            reason: String::new(),
         },
     };
     let left_out = request
@@ -292,13 +378,13 @@ fn run(
     let session = steps.step("begin", &name, || {
         Ok(repository.begin(&request.name, &request.session)?)
     })?;
-    let left_out = left_out_ranges(request)?;
-    let source = LeftOut::new(source, left_out);
-    let plan = plan_on(request, session.base(), source.size_bytes());
     let transferred = steps.step("transfer", &name, || {
-        transfer(&session, request, &plan, &source, context)
+        let source = LeftOut::new(source, left_out_ranges(request)?);
+        let doubt = doubt_of_session(&session, request)?;
+        let plan = plan_on(request, session.base(), doubt, source.size_bytes());
+        transfer(&session, request, plan, &source, context)
     });
-    let transferred = match transferred {
+    let (plan, transferred) = match transferred {
         Ok(transferred) => transferred,
         Err(error) => {
             // With something stored, the dead session's progress is found and taken over by the next one.
@@ -332,32 +418,60 @@ fn to_block_range(range: &repo::ByteRange) -> ByteRange {
     }
 }
 
+/// Transfers as planned, and without the base when that turns out to be damaged. Answers what was done in the end.
 fn transfer(
+    session: &VersionSession,
+    request: &BackupRequest,
+    mut plan: BackupPlan,
+    source: &dyn ReadAt,
+    context: JobContext<'_>,
+) -> Result<(BackupPlan, Transferred)> {
+    loop {
+        if let Some(reason) = plan.scope.reason() {
+            context
+                .progress
+                .warn(&format!("everything is compared: {reason}"));
+        }
+        let reason = match transfer_once(session, request, &plan, source, context)? {
+            TransferEnd::Arrived(transferred) => return Ok((plan, transferred)),
+            TransferEnd::BaseDamaged(reason) => reason,
+        };
+        if matches!(plan.scope, BackupScope::Heal { .. }) {
+            return Err(Error::new(ErrorKind::Corrupt, reason));
+        }
+        plan.scope = BackupScope::Heal {
+            reason: format!("the version before cannot be built upon: {reason}"),
+        };
+    }
+}
+
+fn transfer_once(
     session: &VersionSession,
     request: &BackupRequest,
     plan: &BackupPlan,
     source: &dyn ReadAt,
     context: JobContext<'_>,
-) -> Result<Transferred> {
+) -> Result<TransferEnd> {
     let repository = session.repository();
     let parent = session.base().disk(&request.label);
     let partial = session.base().partial_disk(&request.label);
-    let base = match partial.or(parent) {
+    let heals = matches!(plan.scope, BackupScope::Heal { .. });
+    let base = match partial.or(parent).filter(|_| !heals) {
         Some(disk) => Some(Base {
             tree: disk.tree(),
             nodes: repository,
-            look_also: look_also(repository, parent, partial)?,
+            look_also: match look_also(repository, parent, partial) {
+                Ok(ranges) => ranges,
+                Err(error) if is_damage(error.kind()) => {
+                    return Ok(TransferEnd::BaseDamaged(explained(&error.into())));
+                }
+                Err(error) => return Err(error.into()),
+            },
         }),
         None => None,
     };
     let tracking = match &plan.scope {
         BackupScope::ChangedRanges { .. } => request.tracking.clone(),
-        BackupScope::CompareEverything { reason } if !reason.is_empty() => {
-            context
-                .progress
-                .warn(&format!("everything is compared: {reason}"));
-            None
-        }
         _ => None,
     };
     let clock = repository.environment().clock.clone();
@@ -366,6 +480,12 @@ fn transfer(
         base,
         tracking,
         unreadable: request.unreadable,
+        repository,
+        belief: if heals {
+            Belief::Reading
+        } else {
+            Belief::Index
+        },
         blobs: session.blobs(),
         context,
         checkpoint_every: request.checkpoint_every,
@@ -381,7 +501,7 @@ fn look_also(
     repository: &Repository,
     parent: Option<&DiskVersion>,
     partial: Option<&DiskVersion>,
-) -> Result<ChangedRanges> {
+) -> repo::Result<ChangedRanges> {
     let mut ranges = ChangedRanges::none();
     for disk in [parent, partial].into_iter().flatten() {
         let left_out = disk
@@ -446,7 +566,8 @@ fn commit(
         .collect();
     session.blobs().flush()?;
     let blobs = session.blobs().stats();
-    let resumed = session.base().partial_disk(&request.label).is_some();
+    let resumed = session.base().partial_disk(&request.label).is_some()
+        && !matches!(plan.scope, BackupScope::Heal { .. });
     let stats = transferred.stats;
     let draft = PointDraft {
         disks: vec![disk.clone()],
@@ -473,6 +594,7 @@ fn commit(
         resumed,
         fell_back: request.tracking.is_some()
             && (stats.lies > 0 || !matches!(plan.scope, BackupScope::ChangedRanges { .. })),
+        reason: plan.scope.reason().unwrap_or_default().to_owned(),
         read_bytes: stats.read_bytes,
         hashed_bytes: stats.hashed_bytes,
         known_zero_bytes: stats.known_zero_bytes,
