@@ -14,6 +14,8 @@
 use std::collections::BTreeMap;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
+use block::LEAF_SIZE_BYTES;
+
 use crate::{Error, ErrorKind, Result};
 
 struct State<P, R> {
@@ -65,6 +67,12 @@ impl<P, R> Drop for StopOnPanic<'_, P, R> {
     }
 }
 
+/// Bytes that workers and the results they wait with may hold, a leaf (8 MiB) each. With the packs being filled and sealed
+/// (about 100 MiB) and the index, a job stays below 256 MiB whatever the number of cores.
+const BUDGET_BYTES: u64 = 88 << 20;
+/// Leaves that fit in that.
+const LEAVES: usize = (BUDGET_BYTES / LEAF_SIZE_BYTES) as usize;
+
 /// How many threads, and how far they may run ahead.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Width {
@@ -73,13 +81,16 @@ pub(crate) struct Width {
 }
 
 impl Width {
-    /// As many workers as wanted; one per core and one more when nothing is said, so that reading and computing overlap.
+    /// As many workers as wanted, as far as memory allows; one per core and one more when nothing is said, so that reading
+    /// and computing overlap.
     pub(crate) fn of(workers: Option<usize>) -> Self {
         let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
-        let workers = workers.unwrap_or(cores.min(16) + 1).clamp(1, 64);
+        // Each worker needs its own leaf and room for what it makes of it, and one result more is being taken.
+        let most = (LEAVES - 1) / 2;
+        let workers = workers.unwrap_or(cores.saturating_add(1)).clamp(1, most);
         Self {
             workers,
-            window: workers + 2,
+            window: (workers + 2).min(LEAVES - workers),
         }
     }
 }
@@ -242,6 +253,19 @@ mod tests {
         };
         run_ordered(WIDTH, produce, || Ok(0u64), work, consume).unwrap();
         assert_eq!(seen, (1..=500).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn whatever_is_wished_fits_the_budget() {
+        for workers in [None, Some(0), Some(1), Some(2), Some(16), Some(usize::MAX)] {
+            let width = Width::of(workers);
+            let leaves = (width.workers + width.window) as u64;
+            assert!(leaves * LEAF_SIZE_BYTES <= BUDGET_BYTES, "{width:?}");
+            assert!(
+                width.workers >= 1 && width.window > width.workers,
+                "{width:?}"
+            );
+        }
     }
 
     #[test]

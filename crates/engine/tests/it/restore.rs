@@ -241,6 +241,47 @@ fn an_interrupted_restore_leaves_nothing_under_the_name_and_goes_on() {
 }
 
 #[test]
+fn a_restore_does_not_go_on_with_somebody_elses_remains() {
+    let disk = SparseDisk::filled(4 * LEAF, 0..500, 1);
+    let world = world(&disk);
+    let folder = tempfile::tempdir().unwrap();
+    let target = folder.path().join("disk.raw");
+    let mut wish = wish("vm", &target);
+    (wish.format, wish.proof) = (Some(Format::Raw), Proof::BeforeWriting);
+    wish.leaves_per_flush = 1;
+    let cancel = Cancellation::default();
+    let progress = StopAt(3 * LEAF, AtomicU64::new(0), cancel.clone());
+    let stopping = JobContext {
+        progress: &progress,
+        cancel: &cancel,
+        ..context()
+    };
+    restore_disk(&world.repository, &wish, stopping).unwrap_err();
+    // A conversion to the same name replaced the partial image and was interrupted too.
+    let partial = vdisk::image::partial_path(&target);
+    std::fs::remove_file(&partial).unwrap();
+    std::fs::write(&partial, vec![7; 4 * LEAF as usize]).unwrap();
+    let report = restore(&world, &wish).unwrap();
+    assert!(!report.resumed);
+    same_bytes(&std::fs::read(&target).unwrap(), &disk.bytes());
+}
+
+#[test]
+fn as_many_workers_as_wished_give_the_same_bytes() {
+    let disk = SparseDisk::filled(24 * LEAF, 0..3000, 1);
+    let world = World::new();
+    let mut wide = request("vm");
+    wide.workers = Some(16);
+    world.back_up_with(&wide, &disk).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let target = folder.path().join("disk.raw");
+    let mut wish = wish("vm", &target);
+    (wish.format, wish.workers) = (Some(Format::Raw), Some(16));
+    assert!(restore(&world, &wish).unwrap().is_proved);
+    same_bytes(&std::fs::read(&target).unwrap(), &disk.bytes());
+}
+
+#[test]
 fn a_damaged_repository_never_gives_wrong_bytes() {
     let disk = SparseDisk::filled(2 * LEAF, 0..200, 1);
     let world = world(&disk);

@@ -6,6 +6,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
+use std::time::SystemTime;
 
 use block::geometry::{self, LEAF_SIZE_BYTES};
 use block::sync::SlotSet;
@@ -22,13 +23,42 @@ use crate::job::Steps;
 use crate::job::target::{free_bytes, is_device};
 use crate::{Error, ErrorKind, Result};
 
+/// Most leaves that are read at once: 12 MiB each, so that a restore stays below 256 MiB.
+const MAX_WORKERS: usize = 10;
+
 /// How far a new image is durable: beside it, until it is whole.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct RestoreNote {
     root: String,
     format: Option<String>,
     subformat: Option<String>,
+    /// Which file it speaks of: another one under the same name is none of this note's business.
+    partial: PartialId,
     next_leaf: u64,
+}
+
+/// What tells a file from a later one of the same name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct PartialId {
+    device: u64,
+    inode: u64,
+    /// When it was made, where the file system keeps that; an inode is used again.
+    born_unix_ns: Option<u64>,
+}
+
+impl PartialId {
+    /// Of the partial image of `target` as it is now; `None` when there is none or it cannot be looked at.
+    fn of(target: &Path) -> Option<Self> {
+        let metadata = std::fs::symlink_metadata(image::partial_path(target)).ok()?;
+        let since = |time: SystemTime| time.duration_since(SystemTime::UNIX_EPOCH).ok();
+        let born = metadata.created().ok().and_then(since);
+        let (device, inode) = file_number(&metadata);
+        Some(Self {
+            device,
+            inode,
+            born_unix_ns: born.and_then(|born| u64::try_from(born.as_nanos()).ok()),
+        })
+    }
 }
 
 /// An image begun or gone on with.
@@ -59,18 +89,27 @@ impl Run<'_> {
             unix_seconds: self.repository.environment().clock.unix_ms() / 1000,
         };
         let begun = steps.step("create", &shown, || self.begin_image(&options, report))?;
-        steps.step("write", &shown, || self.write_leaves(&begun, report))?;
-        steps.step("finish", &shown, || {
-            begun.writer.finish()?;
-            remove_note(target)
-        })
+        let outcome = steps
+            .step("write", &shown, || self.write_leaves(&begun, report))
+            .and_then(|()| {
+                steps.step("finish", &shown, || {
+                    begun.writer.finish()?;
+                    remove_note(target)
+                })
+            });
+        if outcome.is_err() && !is_device(target) && read_note(target).is_none() {
+            // Without a note nothing can go on from it. The first error is the one to tell.
+            image::discard_partial(target).unwrap_or(());
+        }
+        outcome
     }
 
     /// Goes on with what an interrupted run of the same version and shape left, or begins.
     fn begin_image(&self, options: &CreateOptions, report: &mut RestoreReport) -> Result<Begun> {
         let target = &self.request.target;
-        if let Some(note) =
-            read_note(target).filter(|note| *note == self.note(report, note.next_leaf))
+        if let Some(partial) = PartialId::of(target)
+            && let Some(note) = read_note(target)
+                .filter(|note| *note == self.note(report, partial.clone(), note.next_leaf))
             && let Ok(writer) = image::resume(target, options)
             && writer.order() == WriteOrder::Any
         {
@@ -135,11 +174,12 @@ impl Run<'_> {
         Err(Error::new(ErrorKind::Full, what))
     }
 
-    fn note(&self, report: &RestoreReport, next_leaf: u64) -> RestoreNote {
+    fn note(&self, report: &RestoreReport, partial: PartialId, next_leaf: u64) -> RestoreNote {
         RestoreNote {
             root: self.disk.root.to_string(),
             format: report.plan.format.clone(),
             subformat: report.plan.subformat.clone(),
+            partial,
             next_leaf,
         }
     }
@@ -159,9 +199,14 @@ impl Run<'_> {
             };
             result = self.write_window(begun, window, report);
             if result.is_ok() && end < leaves {
-                let note = self.note(report, end);
-                let flushed = begun.writer.flush().map_err(Error::from);
-                result = flushed.and_then(|()| put_note(&self.request.target, &note));
+                result = begun.writer.flush().map_err(Error::from);
+                // Onto a device there is no partial image, and nothing to go on with.
+                if let Some(partial) = PartialId::of(&self.request.target)
+                    && result.is_ok()
+                {
+                    let note = self.note(report, partial, end);
+                    result = put_note(&self.request.target, &note);
+                }
             }
             next = end;
         }
@@ -206,7 +251,7 @@ impl Run<'_> {
         options.workers = match (begun.writer.order(), self.request.workers) {
             // One worker gives its leaves in order.
             (WriteOrder::Ascending, _) => 1,
-            (WriteOrder::Any, Some(workers)) => workers.max(1),
+            (WriteOrder::Any, Some(workers)) => workers.clamp(1, MAX_WORKERS),
             (WriteOrder::Any, None) => options.workers,
         };
         let reached = Mutex::new(self.clipped(window.first));
@@ -273,6 +318,18 @@ impl Run<'_> {
             *reached = behind;
         }
     }
+}
+
+#[cfg(unix)]
+fn file_number(metadata: &std::fs::Metadata) -> (u64, u64) {
+    use std::os::unix::fs::MetadataExt;
+    (metadata.dev(), metadata.ino())
+}
+
+/// Elsewhere the time of birth has to do.
+#[cfg(not(unix))]
+fn file_number(_: &std::fs::Metadata) -> (u64, u64) {
+    (0, 0)
 }
 
 fn note_path(target: &Path) -> PathBuf {
