@@ -147,7 +147,7 @@ pub fn discard_partial(target: &Path) -> Result<()> {
     }
 }
 
-/// Begins a new image. A partial file left by an earlier attempt is replaced.
+/// Begins a new image. A partial file left by an earlier attempt is replaced; a refusal leaves none.
 pub fn create(target: &Path, options: &CreateOptions) -> Result<Box<dyn ImageWriter>> {
     if let Some(device) = open_device(target)? {
         let file: Arc<dyn WriteAt> = device.clone();
@@ -160,11 +160,14 @@ pub fn create(target: &Path, options: &CreateOptions) -> Result<Box<dyn ImageWri
     refuse_existing(target, options.if_exists)?;
     discard_partial(target)?;
     let file: Arc<dyn WriteAt> = Arc::new(HostFile::create_new(&partial_path(target))?);
-    Ok(publish(
-        target::begin(file, options, &file_name(target))?,
-        target,
-        options,
-    ))
+    match target::begin(file, options, &file_name(target)) {
+        Ok(inner) => Ok(publish(inner, target, options)),
+        Err(error) => {
+            // The first error is the one to tell; a partial file that cannot be removed is replaced by the next attempt.
+            discard_partial(target).unwrap_or(());
+            Err(error)
+        }
+    }
 }
 
 /// Goes on with the image that [`create`] began and a crash interrupted: all that was written before the last flush is

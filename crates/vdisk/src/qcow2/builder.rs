@@ -59,7 +59,10 @@ impl Qcow2Options {
             return Err(invalid(format!("clusters of {} bytes", self.cluster_bytes)));
         }
         if !self.size_bytes.is_multiple_of(512) || self.size_bytes > i64::MAX.unsigned_abs() {
-            return Err(invalid(format!("a disk of {} bytes", self.size_bytes)));
+            return Err(invalid(format!(
+                "a disk of {} bytes is not a whole number of 512-byte sectors below 8 EiB",
+                self.size_bytes
+            )));
         }
         let incompatible = match self.compression {
             Some(Compression::Zstd) => UNFINISHED | COMPRESSION_TYPE,

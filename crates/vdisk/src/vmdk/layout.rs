@@ -47,7 +47,10 @@ impl VmdkOptions {
             || !self.size_bytes.is_multiple_of(SECTOR_BYTES)
             || self.size_bytes > 2 << 40
         {
-            return invalid(format!("a disk of {} bytes", self.size_bytes));
+            return invalid(format!(
+                "a disk of {} bytes is not a whole number of 512-byte sectors up to 2 TiB",
+                self.size_bytes
+            ));
         }
         if self.cid.0 >= u32::MAX.saturating_sub(1) {
             return invalid(format!("content id {}", self.cid));

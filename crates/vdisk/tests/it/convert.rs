@@ -199,6 +199,19 @@ fn a_cancelled_conversion_leaves_nothing() {
 }
 
 #[test]
+fn a_refused_shape_leaves_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    for format in [Format::Vhdx, Format::Vhd, Format::Qcow2, Format::Vmdk] {
+        let target = folder.path().join("disk");
+        let odd = options((1 << 20) + 1, ImageProfile::of(format));
+        let refused = create(&target, &odd).err().unwrap();
+        assert_eq!(refused.kind(), ErrorKind::Invalid, "{format:?}");
+        let left = std::fs::read_dir(folder.path()).unwrap().count();
+        assert_eq!(left, 0, "{format:?}");
+    }
+}
+
+#[test]
 fn an_interrupted_copy_goes_on_and_ends_right() {
     let directory = tempfile::tempdir().unwrap();
     let (old, source) = (sample(4), sample(5));
