@@ -5,7 +5,7 @@
 //! | `HK-10nn` | the repository and its store |
 //! | `HK-20nn` | images |
 //! | `HK-30nn` | jobs |
-//! | `HK-90nn` | anything that no rule knows |
+//! | `HK-90nn` | the command line, and anything that no rule knows |
 //!
 //! A code never changes its meaning and is never used again. The evidence is the chain of errors as it came.
 
@@ -257,7 +257,48 @@ fn job_rule(kind: ErrorKind) -> Rule {
     }
 }
 
+/// Whether the code only says that reading or writing failed.
+fn is_plain_io(code: &str) -> bool {
+    matches!(code, "HK-2008" | "HK-3008")
+}
+
+/// What a failure below says when it is about room.
+fn no_room(error: &(dyn StdError + 'static)) -> Option<Rule> {
+    let mut next = Some(error);
+    while let Some(at) = next {
+        let kind = at
+            .downcast_ref::<std::io::Error>()
+            .map(std::io::Error::kind);
+        match kind {
+            Some(std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded) => {
+                return Some(job_rule(ErrorKind::Full));
+            }
+            Some(std::io::ErrorKind::FileTooLarge) => {
+                return Some((
+                    "HK-3009",
+                    "The target's file system cannot hold a file of this size.",
+                    "Every file system has a largest file size; ext4's is 16 TiB.",
+                    "Choose a format that takes only what is used (--format vhdx or qcow2), or another file system such as XFS",
+                ));
+            }
+            _ => next = at.source(),
+        }
+    }
+    None
+}
+
 impl Problem {
+    /// For a command line that was not understood.
+    pub fn misunderstood(text: &str) -> Self {
+        Self {
+            code: ProblemCode("HK-9002"),
+            summary: "The command line was not understood.".to_owned(),
+            cause: "A word is misspelt, missing or contradicts another.".to_owned(),
+            evidence: vec![text.trim_end().to_owned()],
+            action: "See the command's --help".to_owned(),
+        }
+    }
+
     /// Explains an error and everything below it: the deepest error that a rule knows decides.
     pub fn of(error: &(dyn StdError + 'static)) -> Self {
         let mut evidence = Vec::new();
@@ -285,6 +326,11 @@ impl Problem {
             next = at.source();
         }
         evidence.dedup();
+        let rule = rule.map(|rule| {
+            no_room(error)
+                .filter(|_| is_plain_io(rule.0))
+                .unwrap_or(rule)
+        });
         let (code, summary, cause, action) = rule.unwrap_or((
             "HK-9001",
             "The command failed.",
