@@ -438,7 +438,7 @@ pub struct BackupArgs {
     #[arg(long, value_name = "FILE")]
     pub changed_ranges: Option<PathBuf>,
     /// Share of the blocks called unchanged to read all the same, 0 to 1
-    #[arg(long, value_name = "P", default_value_t = 0.001)]
+    #[arg(long, value_name = "P", default_value_t = 0.001, value_parser = parse_share)]
     pub audit: f64,
     /// Chooses the audited blocks; random when not given
     #[arg(long)]
@@ -605,6 +605,15 @@ pub enum DebugVerb {
         repo: RepoArgs,
         selector: String,
     },
+}
+
+/// Reads a share between 0 and 1.
+pub fn parse_share(text: &str) -> Result<f64, String> {
+    text.trim()
+        .parse()
+        .ok()
+        .filter(|share| (0.0..=1.0).contains(share))
+        .ok_or_else(|| format!("`{text}` is not a share; write a number from 0 to 1, such as 0.01"))
 }
 
 /// Reads a size such as `4096`, `64K`, `2M`, `40G`, `16T` (powers of 1024).

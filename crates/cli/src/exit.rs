@@ -26,6 +26,11 @@ pub enum Exit {
     Fenced,
 }
 
+/// A failure because what was asked for cannot be.
+pub fn not_possible(text: impl Into<String>) -> anyhow::Error {
+    anyhow::Error::new(engine::Error::new(engine::ErrorKind::Invalid, text))
+}
+
 impl Exit {
     /// How a failure ends the process: the deepest error that knows decides.
     pub fn of(error: &(dyn std::error::Error + 'static)) -> Self {

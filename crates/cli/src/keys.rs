@@ -7,7 +7,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use repo::{Encryption, Environment, OpenOptions, Repository, RepositoryIdentity, Unlock};
 use store::Store;
 
@@ -44,14 +44,26 @@ fn open_on(arguments: &RepoArgs, store: Arc<dyn Store>) -> anyhow::Result<Reposi
 /// Opens the store below a repository.
 pub fn open_store(url: &str) -> anyhow::Result<Arc<dyn Store>> {
     if url.is_empty() {
-        bail!("no repository was named: give REPO, --repo REPO or set HIKAE_REPO");
+        return Err(crate::exit::not_possible(
+            "no repository was named: give REPO, --repo REPO or set HIKAE_REPO",
+        ));
     }
     store::open_url(url).with_context(|| format!("opening {url}"))
 }
 
 /// What opens this repository.
 pub fn unlock(store: &dyn Store, arguments: &UnlockArgs) -> anyhow::Result<Unlock> {
-    let identity = RepositoryIdentity::read(store)?;
+    let identity = RepositoryIdentity::read(store).map_err(|error| {
+        if error.kind() == repo::ErrorKind::NotFound {
+            // Nothing of a repository is there: what is wrong is the place.
+            anyhow::Error::new(store::Error::new(
+                store::ErrorKind::NotFound,
+                error.to_string(),
+            ))
+        } else {
+            anyhow::Error::new(error)
+        }
+    })?;
     if identity.encryption == Encryption::None {
         return Ok(Unlock::Plain);
     }
@@ -126,7 +138,10 @@ pub fn read_passphrase(path: &Path) -> anyhow::Result<String> {
     let text = read_text(path)?;
     let line = text.lines().next().unwrap_or("").to_owned();
     if line.is_empty() {
-        bail!("{}: the first line is empty", path.display());
+        return Err(crate::exit::not_possible(format!(
+            "{}: the first line is empty",
+            path.display()
+        )));
     }
     Ok(line)
 }

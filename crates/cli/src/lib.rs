@@ -16,17 +16,28 @@ pub mod exit;
 mod image;
 mod keys;
 mod output;
+mod parse;
 mod progress;
 mod quickstart;
 mod repo;
 mod watched;
 
-use clap::{CommandFactory, Parser};
+use clap::CommandFactory;
+use std::ffi::OsString;
 use std::process::ExitCode;
 
 /// Parses the arguments of this process and runs the verb.
 pub fn main() -> ExitCode {
-    let arguments = args::Arguments::parse();
+    let words: Vec<OsString> = std::env::args_os().collect();
+    let arguments = match parse::parse(&words) {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            if error.use_stderr() && parse::asks_for_json(&words) {
+                output::Output::new(args::OutputMode::Json).misunderstood(&error.to_string());
+            }
+            error.exit()
+        }
+    };
     let output = output::Output::new(arguments.json_mode());
     match dispatch(&arguments, &output) {
         Ok(code) => code.into(),

@@ -57,6 +57,20 @@ impl Output {
         }
     }
 
+    /// Prints, where a program reads, that the command line was not understood; people are told by the parser.
+    pub fn misunderstood(&self, text: &str) {
+        if self.mode == OutputMode::Json {
+            let object = serde_json::json!({ "problem": engine::Problem::misunderstood(text) });
+            self.last_words(&format!("{object:#}\n"));
+        }
+    }
+
+    /// Writes an object when there is nothing better to do about an error than to go on ending.
+    fn last_words(&self, text: &str) {
+        // Who closed standard output does not want to know; the exit code still tells.
+        io::stdout().write_all(text.as_bytes()).unwrap_or(());
+    }
+
     /// Prints what went wrong as a problem and says how the process ends.
     pub fn fail(&self, error: &anyhow::Error) -> Exit {
         let below: &(dyn std::error::Error + 'static) = error.as_ref();
@@ -64,7 +78,7 @@ impl Output {
         match self.mode {
             OutputMode::Json => {
                 let object = serde_json::json!({ "problem": problem });
-                println!("{object:#}");
+                self.last_words(&format!("{object:#}\n"));
             }
             OutputMode::Text => eprint!("{problem}"),
         }

@@ -6,7 +6,7 @@
 use std::path::Path;
 use std::time::Instant;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use block::sync::Unreadable;
 use block::{ByteRange, ChangedRanges};
 use engine::Tracking;
@@ -166,7 +166,9 @@ fn random_seed() -> anyhow::Result<u64> {
 )]
 fn per_million(share: f64) -> anyhow::Result<u32> {
     if !(0.0..=1.0).contains(&share) {
-        bail!("--audit takes a share between 0 and 1, not {share}");
+        return Err(crate::exit::not_possible(format!(
+            "--audit takes a share between 0 and 1, not {share}"
+        )));
     }
     Ok((share * 1_000_000.0).round() as u32)
 }
@@ -175,8 +177,12 @@ fn per_million(share: f64) -> anyhow::Result<u32> {
 fn read_ranges(path: &Path) -> anyhow::Result<ChangedRanges> {
     let text =
         std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
+    parse_ranges(path, &text).map_err(|error| crate::exit::not_possible(format!("{error:#}")))
+}
+
+fn parse_ranges(path: &Path, text: &str) -> anyhow::Result<ChangedRanges> {
     let pairs: Vec<(u64, u64)> = if text.trim_start().starts_with('[') {
-        serde_json::from_str(&text)
+        serde_json::from_str(text)
             .with_context(|| format!("{}: not an array of [offset, length]", path.display()))?
     } else {
         text.lines()
@@ -201,8 +207,19 @@ fn range_line(line: &str) -> anyhow::Result<(u64, u64)> {
         .split(|c: char| c.is_whitespace() || c == ',')
         .filter(|word| !word.is_empty());
     match (words.next(), words.next(), words.next()) {
-        (Some(offset), Some(length), None) => Ok((offset.parse()?, length.parse()?)),
-        _ => bail!("`{line}` is not OFFSET LENGTH"),
+        (Some(offset), Some(length), None) => match (offset.parse(), length.parse()) {
+            (Ok(offset), Ok(length)) => Ok((offset, length)),
+            _ => {
+                return Err(crate::exit::not_possible(format!(
+                    "`{line}` is not OFFSET LENGTH in bytes"
+                )));
+            }
+        },
+        _ => {
+            return Err(crate::exit::not_possible(format!(
+                "`{line}` is not OFFSET LENGTH"
+            )));
+        }
     }
 }
 

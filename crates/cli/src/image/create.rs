@@ -1,6 +1,6 @@
 //! `hikae image create`: an empty image, or a child that holds nothing yet.
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use serde::Serialize;
 use vdisk::Format;
 use vdisk::image::{self, ChildOptions, CreateOptions, IfExists, OpenOptions};
@@ -60,10 +60,10 @@ fn create_root(arguments: &CreateArgs) -> anyhow::Result<vdisk::ImageInfo> {
         profile.logical_sector_bytes = arguments.logical_sector;
         profile.physical_sector_bytes = arguments.physical_sector;
     } else if arguments.logical_sector != 512 {
-        bail!(
+        return Err(crate::exit::not_possible(format!(
             "only VHDX images have logical sectors of {} bytes",
             arguments.logical_sector
-        );
+        )));
     }
     let writer = image::create(
         &arguments.image,
@@ -85,7 +85,9 @@ fn create_child(
     parent: &std::path::Path,
 ) -> anyhow::Result<vdisk::ImageInfo> {
     if arguments.size.is_some() || arguments.subformat.is_some() || arguments.format.is_some() {
-        bail!("a child takes its size and format from its parent");
+        return Err(crate::exit::not_possible(format!(
+            "a child takes its size and format from its parent"
+        )));
     }
     let options = ChildOptions {
         allocation_unit_bytes: arguments.block_size,

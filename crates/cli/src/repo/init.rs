@@ -1,6 +1,5 @@
 //! `hikae repo init`: a new repository, and the key that opens it.
 
-use anyhow::bail;
 use repo::{CreateOptions, Encryption, Repository};
 use serde::Serialize;
 
@@ -22,13 +21,14 @@ struct Report {
 pub fn run(arguments: &InitArgs, output: &Output) -> anyhow::Result<Exit> {
     if let Some(path) = &arguments.key_file {
         if path.exists() {
-            bail!(
+            return Err(crate::exit::not_possible(format!(
                 "{} is there already: a key file is never overwritten",
                 path.display()
-            );
+            )));
         }
         refuse_inside(path, &arguments.repo)?;
     }
+    refuse_occupied(&arguments.repo)?;
     let store = store::create_url(&arguments.repo)?;
     let options = CreateOptions {
         encryption: if arguments.no_encryption {
@@ -70,11 +70,32 @@ pub fn run(arguments: &InitArgs, output: &Output) -> anyhow::Result<Exit> {
     Ok(Exit::Done)
 }
 
+/// A folder with something else in it is hardly the one that was meant. What is a repository already is told by `create`.
+fn refuse_occupied(repo: &str) -> anyhow::Result<()> {
+    let folder = std::path::Path::new(repo.strip_prefix("file://").unwrap_or(repo));
+    if repo.starts_with("s3://") || !folder.is_dir() || folder.join("config").exists() {
+        return Ok(());
+    }
+    for entry in std::fs::read_dir(folder)? {
+        let name = entry?.file_name();
+        // Every new ext4 file system has one.
+        if name != "lost+found" {
+            return Err(crate::exit::not_possible(format!(
+                "{repo} is not empty: it holds {}",
+                name.display()
+            )));
+        }
+    }
+    Ok(())
+}
+
 /// A key beside what it opens protects nothing.
-fn refuse_inside(key: &std::path::Path, repo: &str) -> anyhow::Result<()> {
+pub(super) fn refuse_inside(key: &std::path::Path, repo: &str) -> anyhow::Result<()> {
     let absolute = |path: &std::path::Path| std::path::absolute(path);
     if !repo.contains("://") && absolute(key)?.starts_with(absolute(std::path::Path::new(repo))?) {
-        bail!("the key file would lie inside the repository: whoever takes one takes both");
+        return Err(crate::exit::not_possible(format!(
+            "the key file would lie inside the repository: whoever takes one takes both"
+        )));
     }
     Ok(())
 }

@@ -8,12 +8,18 @@ use crate::args::{KeyVerb, RepoTarget, SlotKindArg};
 use crate::exit::Exit;
 use crate::keys;
 use crate::output::{Output, Table};
+use crate::repo::init::refuse_inside;
 
 /// Runs one verb.
 pub fn run(verb: &KeyVerb, output: &Output) -> anyhow::Result<Exit> {
     match verb {
         KeyVerb::List { target } => list(&open(target)?, output),
-        KeyVerb::Add { target, kind, file } => add(&open(target)?, *kind, file.as_deref(), output),
+        KeyVerb::Add { target, kind, file } => {
+            if let (SlotKindArg::KeyFile, Some(file)) = (kind, file) {
+                refuse_inside(file, &target.to_repo_args().repo)?;
+            }
+            add(&open(target)?, *kind, file.as_deref(), output)
+        }
         KeyVerb::Remove { target, slot } => {
             let repository = open(target)?;
             let id = slot
@@ -43,6 +49,7 @@ pub fn run(verb: &KeyVerb, output: &Output) -> anyhow::Result<Exit> {
             Ok(Exit::Done)
         }
         KeyVerb::Export { target, file } => {
+            refuse_inside(file, &target.to_repo_args().repo)?;
             add(&open(target)?, SlotKindArg::KeyFile, Some(file), output)
         }
         KeyVerb::Test { target } => test(target, output),
@@ -145,12 +152,14 @@ fn add(
     };
     match kind {
         SlotKindArg::KeyFile => {
-            let path = file.context("a key file needs --file FILE to write to")?;
+            let path = file.ok_or_else(|| {
+                crate::exit::not_possible("a key file needs --file FILE to write to")
+            })?;
             if path.exists() {
-                anyhow::bail!(
+                return Err(crate::exit::not_possible(format!(
                     "{} is there already: a key file is never overwritten",
                     path.display()
-                );
+                )));
             }
             let key = repository.add_key_file("key file")?;
             added.slot = Some(key.slot().to_string());
@@ -162,7 +171,9 @@ fn add(
             added.file = Some(path.display().to_string());
         }
         SlotKindArg::Passphrase => {
-            let path = file.context("a passphrase needs --file FILE, its first line is taken")?;
+            let path = file.ok_or_else(|| {
+                crate::exit::not_possible("a passphrase needs --file FILE, its first line is taken")
+            })?;
             let slot = repository.add_passphrase("passphrase", &keys::read_passphrase(path)?)?;
             added.kind = "passphrase";
             added.slot = Some(slot.to_string());
@@ -185,7 +196,9 @@ fn test(target: &RepoTarget, output: &Output) -> anyhow::Result<Exit> {
     let store = keys::open_store(&arguments.repo)?;
     let unlock = keys::unlock(store.as_ref(), &arguments.unlock)?;
     if matches!(unlock, repo::Unlock::Plain) {
-        anyhow::bail!("the repository is not encrypted: there is no key to test");
+        return Err(crate::exit::not_possible(format!(
+            "the repository is not encrypted: there is no key to test"
+        )));
     }
     let slot = Repository::test_unlock(store.as_ref(), &unlock)?;
     #[derive(Serialize)]

@@ -71,9 +71,16 @@ pub fn run(arguments: &RetainArgs, output: &Output) -> anyhow::Result<Exit> {
 
 fn policy(arguments: &RetainArgs) -> anyhow::Result<RetentionPolicy> {
     let span = |text: &Option<String>| -> anyhow::Result<Option<CalendarSpan>> {
-        Ok(text.as_ref().map(|text| text.parse()).transpose()?)
+        text.as_ref()
+            .map(|text| {
+                text.parse()
+                    .map_err(|error| crate::exit::not_possible(format!("`{text}`: {error}")))
+            })
+            .transpose()
     };
-    let zone = arguments.time_zone.parse()?;
+    let zone = arguments.time_zone.parse().map_err(|error| {
+        crate::exit::not_possible(format!("--time-zone {}: {error}", arguments.time_zone))
+    })?;
     let minimum_age_ms = span(&arguments.minimum_age)?.map_or(0, |age| {
         // A floor of calendar units, measured back from a fixed instant: months and years take their usual lengths.
         let reference: u64 = 1_700_000_000_000;

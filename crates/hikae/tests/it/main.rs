@@ -8,6 +8,7 @@
 //! | [`repair`] | damage is repaired from a healthy copy, however often the repair is killed |
 //! | [`reader`] | `tools/read_repository.py` reads the same bytes without Hikae |
 //! | [`bucket`] | the same repository over S3 |
+//! | [`words`] | what is typed outweighs the environment; nonsense ends as a problem |
 //!
 //! `HIKAE_KILL_ROUNDS` and `HIKAE_KILL_SEED` choose how often and from which seed processes are killed.
 
@@ -19,3 +20,4 @@ mod reader;
 mod repair;
 mod round_trip;
 mod site;
+mod words;
