@@ -45,7 +45,11 @@ pub struct Error {
 impl Error {
     /// An error without a deeper cause; `context` is a lower-case fragment that names the place ("vhdx log entry at 0x5000: …").
     pub fn new(kind: ErrorKind, context: impl Into<String>) -> Self {
-        Self { kind, context: context.into(), source: None }
+        Self {
+            kind,
+            context: context.into(),
+            source: None,
+        }
     }
 
     /// An error with its cause.
@@ -54,7 +58,11 @@ impl Error {
         context: impl Into<String>,
         source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
     ) -> Self {
-        Self { kind, context: context.into(), source: Some(source.into()) }
+        Self {
+            kind,
+            context: context.into(),
+            source: Some(source.into()),
+        }
     }
 
     /// Shorthand for the commonest kind.

@@ -29,8 +29,8 @@ mod pipeline;
 pub mod qcow2;
 pub mod raw;
 pub mod vhd;
-pub mod vmdk;
 pub mod vhdx;
+pub mod vmdk;
 
 pub use check::{CheckReport, Finding, RepairMode, Severity};
 pub use error::{Error, ErrorKind, Result};
