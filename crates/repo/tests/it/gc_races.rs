@@ -23,6 +23,9 @@ fn seeds(range: std::ops::Range<u64>) -> Vec<(u64, u64)> {
     range.map(|index| (index, index + 1)).collect()
 }
 
+/// Which call a process is stopped before.
+type Pick = fn(&PlannedCall<'_>) -> bool;
+
 /// A repository whose process is stopped once, before the first call that `is_it` picks, while `work` is done by others.
 fn stopped(
     world: &World,
@@ -61,7 +64,7 @@ fn two_versions(world: &World) -> [(RecoveryPoint, Disk); 2] {
 
 #[test]
 fn a_version_that_was_removed_while_points_were_listed_is_no_parent() {
-    let picks: [fn(&PlannedCall<'_>) -> bool; 2] = [
+    let picks: [Pick; 2] = [
         // The points are listed, the marks are not read yet.
         |call| call.verb == Verb::List && call.name.starts_with("marks/"),
         // The parent is chosen, and no lease keeps it yet.
@@ -218,7 +221,7 @@ fn a_collector_that_was_stopped_while_bundling_brings_nothing_back() {
         bundle_points_min: 2,
         ..options()
     };
-    let picks: [(fn(&PlannedCall<'_>) -> bool, bool); 2] = [
+    let picks: [(Pick, bool); 2] = [
         // It has listed single points and not the bundles yet.
         (
             |call| call.verb == Verb::List && call.name.starts_with("bundles"),
@@ -267,7 +270,7 @@ fn a_collector_that_was_stopped_while_bundling_brings_nothing_back() {
 
 #[test]
 fn a_collector_that_was_stopped_decides_nothing_by_what_it_had_marked() {
-    let picks: [fn(&PlannedCall<'_>) -> bool; 3] = [
+    let picks: [Pick; 3] = [
         |call| call.verb != Verb::List && call.name.starts_with("node/"),
         |call| call.verb == Verb::PutNew && call.name.ends_with(".condemned"),
         |call| call.verb == Verb::PutNew && call.name.ends_with(".verdict"),
