@@ -163,9 +163,11 @@ class Pack:
 
     def directory(self):
         """(level, hash, offset) of every blob, from the directory at the end."""
-        magic, offset, stored_length, count, _, _ = struct.unpack("<8sIII12s32s", self.read(self.size - TRAILER, TRAILER))
+        magic, offset, stored_length, count, check, _ = struct.unpack("<8sIII12s32s", self.read(self.size - TRAILER, TRAILER))
         if magic != b"HIKAEEND" or offset + FRAME + stored_length + TRAILER != self.size:
             raise Damaged(f"{self.name}: no trailer at its end")
+        if derive("hikae v1 pack directory", self.read(offset, FRAME + stored_length))[:12] != check:
+            raise Damaged(f"{self.name}: its directory is damaged")
         level, ordinal, plain, _ = self.frame(offset, self.size - TRAILER)
         if (level, ordinal) != (DIRECTORY_LEVEL, DIRECTORY_ORDINAL) or len(plain) != count * ENTRY:
             raise Damaged(f"{self.name}: its directory contradicts its trailer")

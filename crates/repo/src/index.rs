@@ -19,9 +19,9 @@ mod table;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
 
 use store::list_all;
@@ -112,6 +112,10 @@ pub(crate) struct Index {
     refreshing: Mutex<()>,
     /// Look-ups that found nothing since one was helped by a refresh.
     misses: AtomicU64,
+    /// Refreshes that were finished.
+    epoch: AtomicU64,
+    /// Whether a pack turned out to be gone since the last refresh began.
+    stale: AtomicBool,
 }
 
 struct Inner {
@@ -120,6 +124,8 @@ struct Inner {
     runs: Vec<Run>,
     cache: CacheDirectory,
     stats: IndexStats,
+    /// Packs that turned out to be gone, each told once: a store that lists what it does not have is not asked for ever.
+    vanished: HashSet<u32>,
 }
 
 impl Index {
@@ -136,6 +142,7 @@ impl Index {
             runs,
             cache,
             stats: IndexStats::default(),
+            vanished: HashSet::new(),
         };
         Ok(Self {
             hasher: blake3::Hasher::new_keyed(entry_hash_key(&key).bytes()),
@@ -143,6 +150,8 @@ impl Index {
             inner: RwLock::new(inner),
             refreshing: Mutex::new(()),
             misses: AtomicU64::new(0),
+            epoch: AtomicU64::new(0),
+            stale: AtomicBool::new(false),
         })
     }
 
@@ -259,7 +268,11 @@ impl Index {
 
     /// A pack turned out not to be there.
     pub(crate) fn mark_absent(&self, number: u32) {
-        self.write().table.set_state(number, PackState::Absent);
+        let mut inner = self.write();
+        inner.table.set_state(number, PackState::Absent);
+        if inner.vanished.insert(number) {
+            self.stale.store(true, Ordering::SeqCst);
+        }
     }
 
     /// What it holds and costs.
@@ -281,9 +294,25 @@ impl Index {
         }
     }
 
-    /// A blob was in no pack: brings the index up to date at the first miss, the second, the fourth and so on, so that a
-    /// version with many lost blobs does not list the whole store for each. Whether it did.
-    pub(crate) fn refresh_after_miss(&self, vault: &Vault) -> Result<bool> {
+    /// How often it was brought up to date: what a look-up notes before it begins.
+    pub(crate) fn epoch(&self) -> u64 {
+        self.epoch.load(Ordering::SeqCst)
+    }
+
+    /// A blob was in no pack, by a look-up that began at `epoch`. Whether it is worth looking again: the index was brought up
+    /// to date meanwhile (a refresh that is under way is waited for), or is now.
+    ///
+    /// It is when a pack has just turned out to be gone; else at the first miss, the second, the fourth and so on, so that a
+    /// version with many lost blobs does not list the whole store for each.
+    pub(crate) fn refresh_after_miss(&self, vault: &Vault, epoch: u64) -> Result<bool> {
+        let _turn = self.turn();
+        if self.epoch() != epoch {
+            return Ok(true);
+        }
+        if self.stale.load(Ordering::SeqCst) {
+            self.refresh_in_turn(vault)?;
+            return Ok(true);
+        }
         let misses = self
             .misses
             .fetch_add(1, Ordering::Relaxed)
@@ -291,8 +320,14 @@ impl Index {
         if !misses.is_power_of_two() {
             return Ok(false);
         }
-        self.refresh(vault)?;
+        self.refresh_in_turn(vault)?;
         Ok(true)
+    }
+
+    fn turn(&self) -> MutexGuard<'_, ()> {
+        self.refreshing
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A refresh after a miss found the blob: the next miss may be of the same kind.
@@ -302,10 +337,12 @@ impl Index {
 
     /// Brings the index up to what the store lists now.
     pub(crate) fn refresh(&self, vault: &Vault) -> Result<()> {
-        let _turn: MutexGuard<'_, ()> = self
-            .refreshing
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let _turn = self.turn();
+        self.refresh_in_turn(vault)
+    }
+
+    fn refresh_in_turn(&self, vault: &Vault) -> Result<()> {
+        self.stale.store(false, Ordering::SeqCst);
         // Condemned lists come first: a pack that is condemned later is told by the lease's heartbeat.
         let generations = records::read_records(vault)?;
         let mut listed: HashMap<PackId, (PackKind, u64)> = HashMap::new();
@@ -335,8 +372,9 @@ impl Index {
         listed.retain(|id, _| !known.contains(id));
         self.load_segments(vault, &mut listed)?;
         self.load_directories(vault, &listed)?;
-        let mut inner = self.write();
-        inner.save(self.options.max_runs)
+        self.write().save(self.options.max_runs)?;
+        self.epoch.fetch_add(1, Ordering::SeqCst);
+        Ok(())
     }
 
     /// Takes the packs that segments tell of off `missing`.
@@ -370,8 +408,9 @@ impl Index {
                 },
             };
             for pack in &segment.packs {
-                let fits = missing.get(&pack.pack_id)
-                    == Some(&(pack.kind, u64::from(pack.stored_size_bytes)));
+                let fits = pack.cipher == vault.cipher()
+                    && missing.get(&pack.pack_id)
+                        == Some(&(pack.kind, u64::from(pack.stored_size_bytes)));
                 if fits {
                     self.add_pack(pack)?;
                     missing.remove(&pack.pack_id);

@@ -35,6 +35,9 @@ use crate::{BlobName, Error, ErrorKind, Result};
 /// Decoded blocks that a reader keeps for small reads.
 const KEPT_BLOCKS: usize = 32;
 
+/// How often a blob is looked for while packs move.
+const LOOKS_MAX: usize = 4;
+
 /// Whether what is read is protected from garbage collection meanwhile.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum ReadProtection {
@@ -150,18 +153,27 @@ impl Repository {
     /// # Errors
     /// [`ErrorKind::NotFound`] when no pack holds it, else why the last that does could not be read.
     pub(crate) fn read_blob(&self, name: &BlobName) -> Result<Vec<u8>> {
-        match self.try_read_blob(name) {
-            Err(error) if error.kind() == ErrorKind::NotFound => {
-                // It may have been moved by a repack since the index was loaded.
-                let index = self.index()?;
-                if !index.refresh_after_miss(self.vault())? {
-                    return Err(error);
+        let index = self.index()?;
+        let mut looks = 1usize;
+        loop {
+            let epoch = index.epoch();
+            match self.try_read_blob(name) {
+                // It may have been moved by a repack since the index was loaded. A refresh that was under way may have
+                // listed the packs before that, so that one more look is not always enough.
+                Err(error) if error.kind() == ErrorKind::NotFound => {
+                    if looks >= LOOKS_MAX || !index.refresh_after_miss(self.vault(), epoch)? {
+                        return Err(error);
+                    }
+                    looks = looks.saturating_add(1);
                 }
-                let found = self.try_read_blob(name)?;
-                index.forgive_misses();
-                Ok(found)
+                Ok(found) => {
+                    if looks > 1 {
+                        index.forgive_misses();
+                    }
+                    return Ok(found);
+                }
+                Err(error) => return Err(error),
             }
-            outcome => outcome,
         }
     }
 

@@ -87,6 +87,14 @@ impl Vault {
         &self.config
     }
 
+    /// How everything but configuration and slots is written here.
+    pub(crate) fn cipher(&self) -> Cipher {
+        match self.config.encryption {
+            Encryption::None => Cipher::Plain,
+            Encryption::Aes256Gcm => Cipher::Aes256Gcm,
+        }
+    }
+
     pub(crate) fn repository_id(&self) -> RepositoryId {
         self.config.repository
     }

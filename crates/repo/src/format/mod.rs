@@ -83,6 +83,8 @@ pub mod context {
     pub const PACK_KEY: &str = "hikae v1 pack key";
     /// Checksum of a pack.
     pub const PACK_CHECKSUM: &str = "hikae v1 pack checksum";
+    /// Check of a pack's directory.
+    pub const PACK_DIRECTORY: &str = "hikae v1 pack directory";
     /// Key that wraps the master key, from a 32-byte secret and the slot id.
     pub const SLOT_KEY: &str = "hikae v1 slot key";
     /// Id of a master key.

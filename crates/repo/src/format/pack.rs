@@ -7,8 +7,9 @@
 //!   frame     magic u16 ‖ level u8 ‖ codec u8 ‖ ordinal u32 ‖ plain length u32 ‖ stored length u32 ‖ stored bytes
 //!   directory a frame with level 0xFF, codec 0, ordinal 0xFFFFFFFF; its plain bytes are 48 per blob:
 //!             hash 32 ‖ offset of the frame u32 ‖ stored length u32 ‖ plain length u32 ‖ codec u8 ‖ level u8 ‖ zeros 2
-//!   trailer   magic "HIKAEEND" 8 ‖ directory offset u32 ‖ directory stored length u32 ‖ blobs u32 ‖ zeros 12
+//!   trailer   magic "HIKAEEND" 8 ‖ directory offset u32 ‖ directory stored length u32 ‖ blobs u32 ‖ directory check 12
 //!             ‖ checksum 32: BLAKE3 derive-key "hikae v1 pack checksum" over everything before it
+//!             directory check: the first 12 bytes of derive-key "hikae v1 pack directory" over the directory's whole frame
 //! ```
 //!
 //! Encrypted: stored bytes are ciphertext and a 16-byte tag; key = derive-key("hikae v1 pack key", data key ‖ salt ‖
@@ -127,6 +128,13 @@ impl PackHeader {
             salt: cursor.array().ok_or(SHORT)?,
         })
     }
+}
+
+/// Whether these are the first bytes of a pack in a version after this one.
+pub(crate) fn is_newer(bytes: &[u8]) -> bool {
+    let mut cursor = Cursor::new(bytes);
+    cursor.array::<8>() == Some(PACK_MAGIC)
+        && cursor.u16().is_some_and(|version| version > FORMAT_VERSION)
 }
 
 /// A frame's clear header.
@@ -297,6 +305,8 @@ pub(crate) struct Trailer {
     pub(crate) directory_offset: u32,
     pub(crate) directory_stored_len: u32,
     pub(crate) count: u32,
+    /// Of the directory's frame as it is stored: without a key, nothing else tells a flipped hash from a right one.
+    pub(crate) directory_check: [u8; 12],
     pub(crate) checksum: [u8; 32],
 }
 
@@ -304,11 +314,12 @@ impl Trailer {
     /// The trailer without its checksum.
     pub(crate) fn encode_fields(&self) -> [u8; 32] {
         let mut bytes = [0; 32];
-        let parts: [&[u8]; 4] = [
+        let parts: [&[u8]; 5] = [
             &TRAILER_MAGIC,
             &self.directory_offset.to_le_bytes(),
             &self.directory_stored_len.to_le_bytes(),
             &self.count.to_le_bytes(),
+            &self.directory_check,
         ];
         fill(&mut bytes, &parts);
         bytes
@@ -328,12 +339,13 @@ impl Trailer {
         let directory_offset = cursor.u32().ok_or(SHORT)?;
         let directory_stored_len = cursor.u32().ok_or(SHORT)?;
         let count = cursor.u32().ok_or(SHORT)?;
-        cursor.array::<12>().ok_or(SHORT)?;
+        let directory_check = cursor.array().ok_or(SHORT)?;
         let checksum = cursor.array().ok_or(SHORT)?;
         let trailer = Self {
             directory_offset,
             directory_stored_len,
             count,
+            directory_check,
             checksum,
         };
         if trailer.fits(cipher, size_bytes) == Some(true) {
@@ -372,6 +384,16 @@ impl Trailer {
             stored_len: self.directory_stored_len,
         }
     }
+}
+
+/// The check of a directory's frame: header and stored bytes.
+pub(crate) fn directory_check(frame_header: &[u8], stored: &[u8]) -> [u8; 12] {
+    let mut hasher = blake3::Hasher::new_derive_key(context::PACK_DIRECTORY);
+    hasher.update(frame_header);
+    hasher.update(stored);
+    let mut check = [0; 12];
+    hasher.finalize_xof().fill(&mut check);
+    check
 }
 
 /// The checksum of a pack's bytes before its checksum.

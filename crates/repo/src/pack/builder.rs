@@ -156,11 +156,14 @@ impl PackBuilder {
             directory_offset: u32::try_from(self.bytes.len()).map_err(too_big)?,
             directory_stored_len: u32::try_from(plain.len()).map_err(too_big)?,
             count: u32::try_from(self.entries.len()).map_err(too_big)?,
+            directory_check: [0; 12],
             checksum: [0; 32],
         };
         let frame = trailer.directory_frame(self.header.cipher);
         decoder.seal(&frame, &mut plain)?;
-        self.bytes.extend_from_slice(&frame.encode());
+        let frame = frame.encode();
+        trailer.directory_check = layout::directory_check(&frame, &plain);
+        self.bytes.extend_from_slice(&frame);
         self.bytes.extend_from_slice(&plain);
         self.bytes.extend_from_slice(&trailer.encode_fields());
         trailer.checksum = layout::checksum(&self.bytes);

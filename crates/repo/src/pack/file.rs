@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use store::ObjectName;
 
 use crate::access::ObjectAccess;
-use crate::format::{DirectoryEntry, FRAME_HEADER_BYTES, MAX_PACK_BYTES, PackKind};
+use crate::format::{Cipher, DirectoryEntry, FRAME_HEADER_BYTES, MAX_PACK_BYTES, PackKind};
 use crate::vault::Vault;
 use crate::{Error, ErrorKind, KeyId, PackId, Result, names};
 
@@ -36,13 +36,25 @@ impl PackFile {
         let name = names::pack(kind, id)?;
         let find = |key: KeyId| vault.data_key(key);
         match read_directory(vault.store(), &name, kind, id, &find) {
-            Ok((decoder, entries, _)) => Ok(Self {
-                name,
-                decoder,
-                entries: Entries::Dense(entries),
-            }),
+            Ok((decoder, entries, _)) => {
+                check_cipher(vault, &name, decoder.header())?;
+                Ok(Self {
+                    name,
+                    decoder,
+                    entries: Entries::Dense(entries),
+                })
+            }
             Err(error) if error.kind() == ErrorKind::Corrupt => {
                 Self::salvage(vault, name, kind, id).map_err(|_| error)
+            }
+            // Where nothing is encrypted there is no key that could be missing: the header is damaged.
+            Err(error)
+                if error.kind() == ErrorKind::WrongKey && vault.cipher() == Cipher::Plain =>
+            {
+                Err(Error::corrupt(
+                    &name,
+                    "its encryption is not the repository's",
+                ))
             }
             Err(error) => Err(error),
         }
@@ -55,6 +67,7 @@ impl PackFile {
         if header.kind != kind || header.pack_id != id {
             return Err(Error::corrupt(&name, "it is another pack"));
         }
+        check_cipher(vault, &name, &header)?;
         let decoder = BlobDecoder::new(header, &|key| vault.data_key(key))?;
         let entries = Entries::Sparse(scan_frames(&decoder, &bytes).into_iter().collect());
         Ok(Self {
@@ -132,6 +145,19 @@ impl PackFile {
         let mut plain = vec![0; entry.name.plain_len()];
         self.decode(ordinal, &mut frame, &mut plain)?;
         Ok(plain)
+    }
+}
+
+/// Refuses a pack that was not written the way this repository writes: a plain one among encrypted ones could be
+/// anybody's.
+fn check_cipher(vault: &Vault, name: &ObjectName, header: &PackHeader) -> Result<()> {
+    if header.cipher == vault.cipher() {
+        Ok(())
+    } else {
+        Err(Error::corrupt(
+            name,
+            "its encryption is not the repository's",
+        ))
     }
 }
 

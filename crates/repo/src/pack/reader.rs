@@ -238,6 +238,9 @@ fn open_directory(
         return Err("the directory's frame is damaged");
     }
     let stored = rest.get_mut(..length).ok_or(SHORT)?;
+    if layout::directory_check(head, stored) != trailer.directory_check {
+        return Err("its directory is damaged");
+    }
     let plain = decoder
         .decrypt(&frame, stored)
         .map_err(|_| "its directory is damaged")?;
@@ -250,6 +253,10 @@ fn open_directory(
 }
 
 /// Checks the bytes of a whole pack: header, trailer and checksum; with a key also its directory, which it gives.
+///
+/// # Errors
+/// [`ErrorKind::Unsupported`] for a pack of a newer program that is byte for byte what was written, else
+/// [`ErrorKind::Corrupt`].
 pub(crate) fn check_whole_pack(
     name: &ObjectName,
     kind: PackKind,
@@ -258,13 +265,17 @@ pub(crate) fn check_whole_pack(
     find_key: &dyn Fn(KeyId) -> Option<SecretKey>,
 ) -> Result<Vec<DirectoryEntry>> {
     let corrupt = |what: &'static str| Error::corrupt(name, what);
-    let header = check_header(name, kind, id, bytes)?;
     let (body, sum) = bytes
         .split_last_chunk::<CHECKSUM_BYTES>()
         .ok_or_else(|| corrupt("shorter than a trailer"))?;
     if layout::checksum(body) != *sum {
         return Err(corrupt("its checksum does not fit its bytes"));
     }
+    if layout::is_newer(bytes) {
+        let what = format!("{name}: of a newer format version than this program knows");
+        return Err(Error::new(ErrorKind::Unsupported, what));
+    }
+    let header = check_header(name, kind, id, bytes)?;
     let size = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
     let trailer = bytes
         .last_chunk::<PACK_TRAILER_BYTES>()

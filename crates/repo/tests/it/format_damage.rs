@@ -344,3 +344,59 @@ fn a_plain_object_in_an_encrypted_repository_is_not_believed() {
     assert!(points.is_empty());
     assert_eq!(damaged.len(), 1);
 }
+
+#[test]
+fn a_flip_in_the_directory_of_a_plain_pack_loses_nothing() {
+    let made = made(Encryption::None);
+    for name in [made.objects("data"), made.objects("node")].concat() {
+        let body = made.memory.get(&name).expect("a pack");
+        let fields = body.len() - 64;
+        let at = |from: usize| {
+            let bytes = body[fields + from..fields + from + 4].try_into();
+            usize::try_from(u32::from_le_bytes(bytes.expect("four"))).expect("small")
+        };
+        let directory = at(8);
+        for at in (directory..body.len()).step_by(11) {
+            let store = made.changed(&name, |body| body[at] ^= 0x04);
+            // The packs speak for themselves.
+            for segment in made.objects("index") {
+                store.delete(&segment).expect("deleted");
+            }
+            let repository = made.open(store).expect("opened");
+            let read = made.read(&repository);
+            assert!(
+                read.is_ok_and(|bytes| bytes == made.bytes),
+                "{name} byte {at}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_plain_pack_in_an_encrypted_repository_is_not_believed() {
+    let made = made(Encryption::Aes256Gcm);
+    let plain = self::made(Encryption::None);
+    let store = made.memory.snapshot();
+    for kind in ["data", "node"] {
+        let (ours, theirs) = (made.objects(kind), plain.objects(kind));
+        assert_eq!((ours.len(), theirs.len()), (1, 1));
+        // The same blobs, unencrypted, under the name and key id of the pack that belongs there.
+        let genuine = store.get(&ours[0]).expect("a pack");
+        let mut forged = plain.memory.get(&theirs[0]).expect("a pack");
+        forged[16..48].copy_from_slice(&genuine[16..48]);
+        let sum = forged.len() - 32;
+        let mut hasher = blake3::Hasher::new_derive_key("hikae v1 pack checksum");
+        hasher.update(&forged[..sum]);
+        forged[sum..].copy_from_slice(hasher.finalize().as_bytes());
+        store
+            .damage(&ours[0], |body| *body = forged)
+            .expect("replaced");
+    }
+    for segment in made.objects("index") {
+        store.delete(&segment).expect("deleted");
+    }
+    let repository = made.open(Arc::new(store)).expect("opened");
+    made.read(&repository).expect_err("nothing of it is read");
+    let stats = repository.index_stats().expect("stats");
+    assert_eq!((stats.entries, stats.damaged_packs), (0, 2));
+}

@@ -6,9 +6,10 @@ use std::sync::{Arc, Mutex};
 use block::geometry::LEAF_SIZE_BYTES;
 use block::{ExtentKind, LeafIndex, ReadAt};
 use proptest::prelude::*;
+use repo::lease::LeaseKind;
 use repo::{
-    BeginOptions, BulkRead, CreateOptions, Encryption, ErrorKind, OpenOptions, RecoveryPoint,
-    Repository, Unlock,
+    BeginOptions, BulkRead, CreateOptions, Encryption, ErrorKind, OpenOptions, ReadProtection,
+    RecoveryPoint, Repository, Unlock,
 };
 use store::memory::MemoryStore;
 use store::{Prefix, Store, list_all};
@@ -17,6 +18,7 @@ use crate::support::{
     BLOCK, Dice, block_of, create, disk_of, environment, memory, name, open_options, protect,
     read_all, reader, write_disk,
 };
+use crate::world::{Disk, World, back_up};
 
 #[test]
 fn every_range_reads_as_it_was_written() {
@@ -290,5 +292,52 @@ proptest! {
         for (point, bytes) in &history.versions {
             prop_assert!(read_all(&history.repository, point) == *bytes);
         }
+    }
+}
+
+#[test]
+fn many_readers_find_what_was_moved_under_them() {
+    for seed in 0..4u64 {
+        let world = World::new(40 + seed);
+        let repository = world.open();
+        let block = |leaf: u64| (leaf * 128, leaf + 1);
+        // Every leaf in a pack of its own.
+        let mut disk = Disk::new(16 * 128, &[]);
+        for leaf in 0..16 {
+            let (index, number) = block(leaf);
+            disk.set(index, number);
+            disk.set(index + 1, 1_000 + number);
+            let made = back_up(&repository, "vm", &disk).expect("a step");
+            disk.set(index + 1, 0);
+            if leaf > 0 {
+                let before = crate::world::point(&repository, &format!("vm@{}", made.sequence - 1));
+                repository.forget(&before, "").expect("a step");
+            }
+        }
+        let made = back_up(&repository, "vm", &disk).expect("a step");
+        let reading = world.open();
+        let session = reading
+            .read_session(LeaseKind::Restore, &[&made], ReadProtection::None)
+            .expect("a step");
+        let reader = reading
+            .open_version(made.disk("disk").expect("a step"), &session)
+            .expect("a step");
+        let old = world.objects("data/");
+        let eager = repo::gc::GcOptions {
+            repack_below_percent: 100,
+            ..crate::gc::options()
+        };
+        repo::gc::collect_garbage(&world.open(), &eager).expect("a step");
+        let new = world.objects("data/");
+        let moved = old.iter().filter(|pack| !new.contains(pack)).count();
+        assert!(moved >= 12, "{moved} of {} packs were moved", old.len());
+        let options = BulkRead {
+            workers: 16,
+            ..BulkRead::default()
+        };
+        let stats = reader
+            .read_leaves(&options, &|_, _| true, &|_| Ok(()))
+            .expect("a step");
+        assert_eq!(stats.blocks, 16, "seed {seed}");
     }
 }
