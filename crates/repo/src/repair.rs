@@ -6,13 +6,16 @@
 //!     ─► verify everything ─► lost blobs ─► fetch: another repository by name, or an image by hashing it ─┐
 //!            ▲ a fetched node shows further lost blobs below it                                          │
 //!            └────────────────────────────────────────────────────────────────────────────── put ◄──────┘
-//!     ─► good blobs of damaged packs into new packs ─► index segments ─► damaged packs deleted
+//!     ─► good blobs of damaged packs into new packs ─► index segments
+//!     ─► damaged packs condemned ─► every session knows, or is gone ─► verdict ─► they are deleted
 //!     ─► undecidable records of garbage collection put away ─► verify again
 //! ```
 //!
 //! **Invariants.** Nothing is deleted before all that is good of it is durable elsewhere and indexed. Every fetched blob is
 //! hashed against the name that a tree asks for. A crash at any step leaves what the next run finishes. Sessions beside it
-//! are safe: they look blobs up by name, and no good blob is ever without a place.
+//! are safe: they look blobs up by name, no good blob is ever without a place, and packs are deleted by a generation of
+//! garbage collection, so that a running writer stops counting on them first; one that has counted on a pack keeps it. A pack
+//! is called damaged after two readings, and never because its key is not here or a newer program wrote it.
 //!
 //! **What it does not do.** It invents nothing: a blob that no source has stays lost, and the points that need it stay
 //! damaged until a source is found. Keyrings and key slots cannot be made again.
@@ -35,7 +38,9 @@ use crate::format::{ObjectKind, PackKind};
 use crate::gc::census::PointCensus;
 use crate::gc::ground::Ground;
 use crate::gc::mark::is_damage;
-use crate::gc::records::{PutOutcome, Verdict, put_verdict, read_records};
+use crate::gc::records::{
+    Condemned, PutOutcome, Verdict, VerdictOutcome, put_condemned, put_verdict, read_records,
+};
 use crate::gc::wait::Waiter;
 use crate::gc::{BlobMover, SegmentScope, merge_segments};
 use crate::lease::{Lease, LeaseKind, LeaseRequest, ReadsOnly, list_leases};
@@ -45,7 +50,8 @@ use crate::points::PointKey;
 use crate::read::ReadProtection;
 use crate::repository::Repository;
 use crate::session::tree_root;
-use crate::verify::packs::{BadPlaces, check_packs};
+use crate::vault::Vault;
+use crate::verify::packs::{BadPlaces, check_packs, confirm_damage};
 use crate::verify::walk::DamageWalk;
 use crate::verify::{VerifyMarks, VerifyOptions, VerifyReport, VerifyScope};
 use crate::{BlobName, Error, ErrorKind, PackId, Result, names};
@@ -83,7 +89,8 @@ pub struct RepairReport {
     pub salvaged_blobs: u64,
     /// Damaged packs that were replaced.
     pub packs_replaced: Vec<PackId>,
-    /// Damaged packs that were left because a living session owns them.
+    /// Damaged packs that were left because a living session owns them or had already counted on them, or because a lease
+    /// cannot be read. The next repair can replace them.
     pub packs_left: Vec<PackId>,
     /// Index segments after the repair.
     pub segments: u64,
@@ -100,8 +107,10 @@ impl Repository {
     /// Repairs what can be repaired.
     ///
     /// # Errors
-    /// [`ErrorKind::Busy`] while garbage is collected or another repair runs; else what the store answered.
+    /// [`ErrorKind::Busy`] while garbage is collected or another repair runs; [`ErrorKind::Corrupt`] when a keyring that is
+    /// newer than the one in use cannot be read, because packs of its keys would look damaged; else what the store answered.
     pub fn repair(&self, sources: &[RepairSource<'_>], mode: RepairMode) -> Result<RepairReport> {
+        check_newest_ring(self.vault())?;
         let ground = Ground::new(self)?;
         let request = LeaseRequest::new(LeaseKind::Repair);
         let observer = Arc::new(ReadsOnly);
@@ -120,6 +129,7 @@ impl Repository {
             sources,
             mode,
             report: &mut report,
+            condemned: None,
         }
         .execute();
         let released = lease.release();
@@ -143,6 +153,8 @@ struct Repair<'a> {
     sources: &'a [RepairSource<'a>],
     mode: RepairMode,
     report: &'a mut RepairReport,
+    /// The generation that packs were condemned in.
+    condemned: Option<u64>,
 }
 
 impl Repair<'_> {
@@ -156,6 +168,7 @@ impl Repair<'_> {
         for kind in [LeaseKind::Gc, LeaseKind::Repair] {
             waiter.be_alone(kind)?;
         }
+        self.abort_unfinished()?;
         self.restore_configuration()?;
         self.restore_points()?;
         self.ground.refresh()?;
@@ -165,31 +178,119 @@ impl Repair<'_> {
         if self.mode == RepairMode::DryRun {
             return Ok(());
         }
+        let deleted = self.condemn(replaced)?;
         let mut present = BTreeMap::new();
         for kind in PackKind::ALL {
             for entry in list_all(self.ground.vault.store(), &names::packs(kind)?) {
                 if let Some(id) = names::last_id::<PackId>(&entry?.name)
-                    && !replaced.contains(&id)
+                    && !deleted.contains(&id)
                 {
                     present.insert(id, kind);
                 }
             }
         }
-        if fetched || !replaced.is_empty() || self.segments_are_damaged(&present)? {
+        if fetched || !deleted.is_empty() || self.segments_are_damaged(&present)? {
             let scope = SegmentScope::Rebuild;
             let mut quarantined = Vec::new();
             self.report.segments =
                 merge_segments(&self.ground.vault, &present, scope, &mut quarantined)?;
         }
-        for id in &replaced {
+        for id in &deleted {
             self.lease.check()?;
             for kind in PackKind::ALL {
                 self.ground.vault.store().delete(&names::pack(kind, *id)?)?;
             }
             self.report.packs_replaced.push(*id);
         }
+        self.put_condemned_away()?;
         self.put_records_away()?;
         self.ground.refresh()
+    }
+
+    /// Ends generations that nobody will end: no collector is there. Their packs count again.
+    fn abort_unfinished(&self) -> Result<()> {
+        if self.mode == RepairMode::DryRun {
+            return Ok(());
+        }
+        let vault = self.ground.vault.as_ref();
+        for record in read_records(vault)? {
+            if matches!(record.condemned, Some(Ok(_))) && record.verdict.is_none() {
+                put_verdict(vault, &Verdict::aborted(record.generation))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Condemns packs in a generation of their own, waits until every session knows, and gives those that may be deleted: not
+    /// those that somebody had already counted on.
+    fn condemn(&mut self, packs: BTreeSet<PackId>) -> Result<BTreeSet<PackId>> {
+        if packs.is_empty() {
+            return Ok(packs);
+        }
+        let vault = self.ground.vault.as_ref();
+        let taken = || Error::new(ErrorKind::Busy, "garbage is being collected");
+        let highest = read_records(vault)?
+            .last()
+            .map_or(0, |record| record.generation);
+        let record = Condemned {
+            generation: highest.saturating_add(1),
+            lease: self.lease.id(),
+            packs: packs.iter().copied().collect(),
+            points: Vec::new(),
+        };
+        self.lease.beat()?;
+        if put_condemned(vault, &record)? == PutOutcome::Taken {
+            return Err(taken());
+        }
+        self.ground.index.condemn(record.generation, &record.packs);
+        let waiter = Waiter {
+            access: vault,
+            environment: vault.environment(),
+            terms: &self.ground.terms,
+            own: self.lease,
+        };
+        let waited = waiter.until_observed(record.generation);
+        let leases = list_leases(vault)?;
+        let mut kept: BTreeSet<PackId> = BTreeSet::new();
+        for view in leases.iter().filter(|view| view.id != self.lease.id()) {
+            match &view.body {
+                Ok(body) => kept.extend(body.claims.iter().copied().chain(body.own_pack_ids())),
+                // What its owner counts on is not known.
+                Err(_) => kept.extend(&packs),
+            }
+        }
+        match waited {
+            Ok(_) => {}
+            // A lease of which nothing can be read can neither be waited for nor be broken.
+            Err(error) if is_damage(&error) => kept.extend(&packs),
+            Err(error) => return Err(error),
+        }
+        let deleted: BTreeSet<PackId> = packs.difference(&kept).copied().collect();
+        self.report.packs_left.extend(packs.intersection(&kept));
+        let verdict = Verdict {
+            generation: record.generation,
+            outcome: VerdictOutcome::Delete,
+            packs: deleted.iter().copied().collect(),
+            points: Vec::new(),
+            retired: crate::gc::retired_points(vault)?,
+        };
+        self.lease.beat()?;
+        if put_verdict(vault, &verdict)? == PutOutcome::Taken {
+            return Err(taken());
+        }
+        self.condemned = Some(record.generation);
+        Ok(deleted)
+    }
+
+    /// Deletes the record of the packs that are gone; the verdict keeps the generation's number taken.
+    fn put_condemned_away(&self) -> Result<()> {
+        match self.condemned {
+            Some(generation) => {
+                let name = names::condemned(generation)?;
+                Ok(self.ground.vault.store().delete(&name)?)
+            }
+            None => Ok(()),
+        }
     }
 
     /// Puts the better of the two configurations in the place of a damaged or missing one. One of them is always there.
@@ -271,7 +372,9 @@ impl Repair<'_> {
                 .repository
                 .read_session(LeaseKind::Other, &[], ReadProtection::None)?;
         let mut scratch = VerifyReport::default();
-        check_packs(self.ground, VerifyScope::Full, &reading, &mut scratch)
+        let mut bad = check_packs(self.ground, VerifyScope::Full, &reading, &mut scratch)?;
+        confirm_damage(self.ground, &reading, &mut bad)?;
+        Ok(bad)
     }
 
     /// Blobs that visible points need and that have no good place.
@@ -353,14 +456,7 @@ impl Repair<'_> {
     /// Moves what is good out of damaged packs; gives those that may go.
     fn salvage(&mut self, bad: &BadPlaces) -> Result<BTreeSet<PackId>> {
         let ground = self.ground;
-        let mut damaged: BTreeSet<u32> = bad.packs.iter().copied().collect();
-        damaged.extend(bad.blobs.iter().map(|place| place.pack));
-        for (number, row) in ground.index.packs() {
-            match PackFile::open(&ground.vault, row.kind, row.id) {
-                Ok(file) if !file.is_whole() => drop(damaged.insert(number)),
-                _ => {}
-            }
-        }
+        let damaged: BTreeSet<u32> = bad.damaged.iter().copied().collect();
         let leases = list_leases(ground.vault.as_ref())?;
         let own: BTreeSet<PackId> = leases
             .iter()
@@ -369,9 +465,13 @@ impl Repair<'_> {
             .collect();
         let mut mover = BlobMover::new(ground, self.lease)?;
         let mut replaced = BTreeSet::new();
-        for id in self.unindexed()? {
+        for id in &bad.unindexed {
             // Not one blob of it can be read.
-            replaced.insert(id);
+            if own.contains(id) {
+                self.report.packs_left.push(*id);
+            } else {
+                replaced.insert(*id);
+            }
         }
         for number in damaged {
             let Some(row) = ground.index.pack(number) else {
@@ -408,23 +508,6 @@ impl Repair<'_> {
         Ok(replaced)
     }
 
-    /// Listed packs of which nothing can be read.
-    fn unindexed(&self) -> Result<Vec<PackId>> {
-        let mut found = Vec::new();
-        for kind in PackKind::ALL {
-            for entry in list_all(self.ground.vault.store(), &names::packs(kind)?) {
-                let name = entry?.name;
-                if let Some(id) = names::last_id::<PackId>(&name)
-                    && self.ground.index.pack_number(id).is_none()
-                    && self.ground.directory_fails(&name, kind)?
-                {
-                    found.push(id);
-                }
-            }
-        }
-        Ok(found)
-    }
-
     fn segments_are_damaged(&self, present: &BTreeMap<PackId, PackKind>) -> Result<bool> {
         let mut told: BTreeSet<PackId> = BTreeSet::new();
         for entry in list_all(self.ground.vault.store(), &names::segments()?) {
@@ -452,8 +535,11 @@ impl Repair<'_> {
     fn put_records_away(&mut self) -> Result<()> {
         let vault = self.ground.vault.as_ref();
         let records = read_records(vault)?;
+        // A record whose key is not here may be as good as any.
+        let corrupt = |error: &Error| error.kind() == ErrorKind::Corrupt;
         let broken = |record: &&crate::gc::records::GenerationRecords| {
-            matches!(record.verdict, Some(Err(_))) || matches!(record.condemned, Some(Err(_)))
+            matches!(&record.verdict, Some(Err(error)) if corrupt(error))
+                || matches!(&record.condemned, Some(Err(error)) if corrupt(error))
         };
         let highest = records.last().map_or(0, |record| record.generation);
         let broken: Vec<u64> = records
@@ -480,6 +566,34 @@ impl Repair<'_> {
         }
         Ok(())
     }
+}
+
+/// Makes sure that no keyring is newer than the one in use: packs of its keys could not be opened, and would look lost.
+fn check_newest_ring(vault: &Vault) -> Result<()> {
+    let Some(master) = vault.master() else {
+        return Ok(());
+    };
+    let store = vault.store();
+    vault.replace_keyring(crate::keys::read_ring(
+        store,
+        master,
+        vault.repository_id(),
+    )?);
+    let used = names::ring(vault.keyring().map_or(0, |ring| ring.generation))?;
+    // Names of generations have one length, so that they sort like numbers; a copy's name only goes on behind it.
+    let newer = |name: &str| {
+        let generation = name.get(..used.as_str().len()).unwrap_or(name);
+        name.starts_with("keys/ring-") && generation > used.as_str()
+    };
+    for entry in list_all(store, &names::keys()?) {
+        let name = entry?.name;
+        if newer(name.as_str()) {
+            let what = "this keyring cannot be read; put it back from a copy of the store first, or packs of its keys \
+                        would be taken for damaged";
+            return Err(Error::corrupt(name, what));
+        }
+    }
+    Ok(())
 }
 
 /// Blobs of an image that are wanted: where blocks lie, and nodes made from their hashes.

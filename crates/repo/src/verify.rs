@@ -38,7 +38,7 @@ use crate::points::{PointKey, ProtectedName, RecoveryPoint};
 use crate::read::{ReadProtection, ReadSession};
 use crate::repository::Repository;
 use crate::retention::PointHealth;
-use crate::{ErrorKind, Result, names};
+use crate::{Error, ErrorKind, NameId, Result, names};
 
 pub use small::verify_without_keys;
 
@@ -149,7 +149,18 @@ pub struct DamagedPoint {
     pub objects: Vec<String>,
 }
 
-/// How often points may be forgotten while they are being protected.
+/// Numbers of a name that nothing has and nothing explains: from the first to the last, both included.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PointGap {
+    /// Whose.
+    pub name_id: NameId,
+    /// The first missing number.
+    pub first: u64,
+    /// The last one.
+    pub last: u64,
+}
+
+/// How often points may be forgotten while they are being protected, and packs moved while they are being read.
 const LOOKS_MAX: usize = 16;
 
 /// Most objects named per point; all of them are among the findings.
@@ -165,7 +176,7 @@ pub struct VerifyReport {
     /// Points that are hit.
     pub damaged_points: Vec<DamagedPoint>,
     /// Places where a point or tombstone must have been and nothing is.
-    pub missing_points: Vec<PointKey>,
+    pub missing_points: Vec<PointGap>,
     /// Points that are sound as far as was read.
     pub sound_points: Vec<PointKey>,
 }
@@ -218,19 +229,7 @@ impl Repository {
         let mut report = VerifyReport::default();
         small::check_small_objects(&ground.vault, &mut report)?;
         check_places(&ground, &census, &mut report)?;
-        let bad = packs::check_packs(&ground, options.scope, &session, &mut report)?;
-        let mut walk = walk::DamageWalk::new(&ground, &bad);
-        let mut hits: BTreeMap<PointKey, BTreeSet<usize>> = BTreeMap::new();
-        for point in &visible {
-            session.check()?;
-            for disk in point.trees() {
-                let found = walk.visit(disk.height, disk.top)?;
-                hits.entry(point.key())
-                    .or_default()
-                    .extend(found.iter().copied());
-            }
-        }
-        report.coverage.nodes_walked = walk.nodes_walked;
+        let mut walk = walk_points(&ground, options.scope, &session, &visible, &mut report)?;
         for (object, key, _) in &census.unreadable {
             if let Some(key) = *key {
                 let objects = vec![object.clone()];
@@ -242,7 +241,8 @@ impl Repository {
             }
         }
         for point in &visible {
-            let objects: Vec<String> = hits
+            let objects: Vec<String> = walk
+                .hits
                 .get(&point.key())
                 .into_iter()
                 .flatten()
@@ -331,6 +331,68 @@ impl Repository {
     }
 }
 
+/// What of `1..=highest` lies in none of the ranges, which are sorted.
+fn gaps_between(known: &[(u64, u64)], highest: u64) -> Vec<(u64, u64)> {
+    let mut gaps = Vec::new();
+    let mut next = 1u64;
+    for (first, last) in known {
+        if *first > highest {
+            break;
+        }
+        if *first > next {
+            gaps.push((next, first.saturating_sub(1)));
+        }
+        next = next.max(last.saturating_add(1));
+        if *last == u64::MAX {
+            return gaps;
+        }
+    }
+    if next <= highest {
+        gaps.push((next, highest));
+    }
+    gaps
+}
+
+/// What the trees of all points showed.
+struct WalkedPoints {
+    damage: Vec<Finding>,
+    /// Which of it hits a point.
+    hits: BTreeMap<PointKey, BTreeSet<usize>>,
+}
+
+/// Reads the packs, then walks the trees. What garbage collection moved meanwhile is read where it lies now, and the walk
+/// begins again: of a full run every place that a tree needs was read.
+fn walk_points(
+    ground: &Ground,
+    scope: VerifyScope,
+    session: &Arc<ReadSession>,
+    visible: &[&RecoveryPoint],
+    report: &mut VerifyReport,
+) -> Result<WalkedPoints> {
+    let mut bad = packs::check_packs(ground, scope, session, report)?;
+    for _ in 0..LOOKS_MAX {
+        let mut walk = walk::DamageWalk::new(ground, &bad);
+        let mut hits: BTreeMap<PointKey, BTreeSet<usize>> = BTreeMap::new();
+        for point in visible {
+            session.check()?;
+            for disk in point.trees() {
+                let found = walk.visit(disk.height, disk.top)?;
+                hits.entry(point.key())
+                    .or_default()
+                    .extend(found.iter().copied());
+            }
+        }
+        report.coverage.nodes_walked = walk.nodes_walked;
+        if scope != VerifyScope::Full || !walk.met_unread {
+            let damage = walk.damage;
+            return Ok(WalkedPoints { damage, hits });
+        }
+        packs::check_new_packs(ground, scope, session, &mut bad, report)?;
+    }
+    let what = "packs are moved faster than they can be read";
+    Err(Error::new(ErrorKind::Busy, what))
+}
+
 fn visible_points(census: &PointCensus) -> Vec<&RecoveryPoint> {
     let shown = census
         .points
@@ -353,7 +415,7 @@ fn check_places(ground: &Ground, census: &PointCensus, report: &mut VerifyReport
     }
     let retired = retired_points(ground.vault.as_ref())?;
     let taken = census.taken();
-    let mut highest: BTreeMap<crate::NameId, u64> = BTreeMap::new();
+    let mut highest: BTreeMap<NameId, u64> = BTreeMap::new();
     let parents = census.points.values().filter_map(|point| {
         let sequence = point.parent.as_ref()?.sequence;
         Some(PointKey {
@@ -367,23 +429,41 @@ fn check_places(ground: &Ground, census: &PointCensus, report: &mut VerifyReport
             sequence: retired.highest(name_id)?,
         })
     });
-    let spoken_of = taken
+    // Only what can be read speaks of other places: anybody can put an object with any number in its name.
+    let marked = census
+        .marks
         .iter()
+        .filter(|(_, marks)| !marks.marks.is_empty());
+    let spoken_of = (census.points.keys().chain(&census.tombstones))
+        .chain(marked.map(|(key, _)| key))
         .copied()
-        .chain(census.marks.keys().copied())
         .chain(parents);
     for key in spoken_of.chain(retired_highest) {
         let highest = highest.entry(key.name_id).or_default();
         *highest = (*highest).max(key.sequence);
     }
     for (name_id, highest) in highest {
-        for sequence in 1..=highest {
-            let key = PointKey { name_id, sequence };
-            if !taken.contains(&key) && !retired.contains(key) {
-                report.missing_points.push(key);
-                let what = "there must have been a point or a tombstone, and nothing removed it";
-                report.find(names::point(key)?, what, FindingSeverity::Damaged);
-            }
+        let places = taken.iter().filter(|key| key.name_id == name_id);
+        let places = places.map(|key| (key.sequence, key.sequence));
+        let mut known: Vec<(u64, u64)> = places.chain(retired.ranges(name_id)).collect();
+        known.sort_unstable();
+        for (first, last) in gaps_between(&known, highest) {
+            report.missing_points.push(PointGap {
+                name_id,
+                first,
+                last,
+            });
+            let what = match last.saturating_sub(first) {
+                0 => {
+                    "there must have been a point or a tombstone, and nothing removed it".to_owned()
+                }
+                _ => format!(
+                    "from here to {last:016x} there must have been points or tombstones, and nothing removed them"
+                ),
+            };
+            let sequence = first;
+            let place = names::point(PointKey { name_id, sequence })?;
+            report.find(place, what, FindingSeverity::Damaged);
         }
     }
     for (key, marks) in &census.marks {

@@ -129,7 +129,14 @@ fn report(found: &VerifyReport, started: Instant) -> Report {
         missing_points: found
             .missing_points
             .iter()
-            .map(|key| format!("points/{}/{:016x}", key.name_id, key.sequence))
+            .map(|gap| {
+                let first = format!("points/{}/{:016x}", gap.name_id, gap.first);
+                if gap.first == gap.last {
+                    first
+                } else {
+                    format!("{first} to {:016x}", gap.last)
+                }
+            })
             .collect(),
         sound_points: found.sound_points.len(),
         small_objects: found.coverage.small_objects,

@@ -1,6 +1,6 @@
 //! Packs: their directories, and the blobs of those that the scope chooses.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 
 use store::{ListEntry, list_all};
@@ -9,6 +9,7 @@ use crate::access::ObjectAccess;
 use crate::format::blob::BLOCK_BYTES;
 use crate::format::{FRAME_HEADER_BYTES, MAX_PACK_BYTES, PackKind};
 use crate::gc::ground::Ground;
+use crate::gc::mark::is_damage;
 use crate::index::BlobPlace;
 use crate::pack::{PackFile, check_whole_pack};
 use crate::read::ReadSession;
@@ -19,14 +20,66 @@ use super::{FindingSeverity, SampleBudget, VerifyReport, VerifyScope};
 /// What is known bad: whole packs by number, single blobs by place.
 #[derive(Debug, Default)]
 pub(crate) struct BadPlaces {
+    /// Packs of which nothing can be read here, for whatever reason.
     pub(crate) packs: HashSet<u32>,
+    /// Blobs that do not decode, in packs that otherwise can be read.
     pub(crate) blobs: HashSet<BlobPlace>,
+    /// Packs whose bytes are not what was written. A pack of a key that is not here, or of a newer program, is not among
+    /// them: nobody can say that about it.
+    pub(crate) damaged: HashSet<u32>,
+    /// Packs of which nothing can be read and that the index therefore does not know, because of their bytes.
+    pub(crate) unindexed: BTreeSet<PackId>,
+    /// Packs that were looked at, each once.
+    seen: HashSet<PackId>,
+    /// Packs of which every blob was read.
+    read: HashSet<u32>,
 }
 
 impl BadPlaces {
     pub(crate) fn contains(&self, place: BlobPlace) -> bool {
         self.packs.contains(&place.pack) || self.blobs.contains(&place)
     }
+
+    /// Whether every blob of the place's pack was read.
+    pub(crate) fn was_read(&self, place: BlobPlace) -> bool {
+        self.read.contains(&place.pack)
+    }
+
+    /// Writes down that nothing of a pack can be read.
+    fn lose_pack(&mut self, id: PackId, number: Option<u32>, judgement: Judgement) {
+        self.packs.extend(number);
+        match (judgement, number) {
+            (Judgement::Unknown, _) => {}
+            (Judgement::Damaged, Some(number)) => drop(self.damaged.insert(number)),
+            (Judgement::Damaged, None) => drop(self.unindexed.insert(id)),
+        }
+    }
+
+    /// Keeps of one pack's faults those that another look found again.
+    fn keep_repeated(&mut self, id: PackId, number: Option<u32>, again: &Self) {
+        if !again.unindexed.contains(&id) {
+            self.unindexed.remove(&id);
+        }
+        let Some(number) = number else { return };
+        if self.packs.contains(&number) && !again.packs.contains(&number) {
+            self.packs.remove(&number);
+            self.blobs.extend(&again.blobs);
+        }
+        self.blobs
+            .retain(|place| place.pack != number || again.contains(*place));
+        if !again.damaged.contains(&number) {
+            self.damaged.remove(&number);
+        }
+    }
+}
+
+/// What can be said about a pack that cannot be opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Judgement {
+    /// Its bytes are not what was written.
+    Damaged,
+    /// It may be as it was written: its key is not here, or a newer program wrote it.
+    Unknown,
 }
 
 struct Listed {
@@ -36,12 +89,7 @@ struct Listed {
     size_bytes: u64,
 }
 
-pub(crate) fn check_packs(
-    ground: &Ground,
-    scope: VerifyScope,
-    session: &Arc<ReadSession>,
-    report: &mut VerifyReport,
-) -> Result<BadPlaces> {
+fn list_packs(ground: &Ground) -> Result<Vec<Listed>> {
     let mut packs = Vec::new();
     for kind in PackKind::ALL {
         for entry in list_all(ground.vault.store(), &names::packs(kind)?) {
@@ -56,28 +104,110 @@ pub(crate) fn check_packs(
             }
         }
     }
-    report.coverage.packs = u64::try_from(packs.len()).unwrap_or(u64::MAX);
-    report.coverage.pack_bytes = packs.iter().map(|pack| pack.size_bytes).sum();
-    let chosen = choose(&packs, scope);
+    Ok(packs)
+}
+
+/// Looks at every pack that is listed.
+pub(crate) fn check_packs(
+    ground: &Ground,
+    scope: VerifyScope,
+    session: &Arc<ReadSession>,
+    report: &mut VerifyReport,
+) -> Result<BadPlaces> {
     let mut bad = BadPlaces::default();
-    for pack in &packs {
+    let packs = list_packs(ground)?;
+    let chosen = choose(&packs, scope);
+    check_listed(ground, &packs, &chosen, session, &mut bad, report)?;
+    Ok(bad)
+}
+
+/// Looks at the packs that appeared since: what was moved out of vanished packs lies there. Of a sample they are no part.
+pub(crate) fn check_new_packs(
+    ground: &Ground,
+    scope: VerifyScope,
+    session: &Arc<ReadSession>,
+    bad: &mut BadPlaces,
+    report: &mut VerifyReport,
+) -> Result<()> {
+    ground.refresh()?;
+    let mut packs = list_packs(ground)?;
+    packs.retain(|pack| !bad.seen.contains(&pack.id));
+    let chosen = match scope {
+        VerifyScope::Full => choose(&packs, scope),
+        VerifyScope::Structure | VerifyScope::Sample { .. } => HashSet::new(),
+    };
+    check_listed(ground, &packs, &chosen, session, bad, report)
+}
+
+fn check_listed(
+    ground: &Ground,
+    packs: &[Listed],
+    chosen: &HashSet<PackId>,
+    session: &Arc<ReadSession>,
+    bad: &mut BadPlaces,
+    report: &mut VerifyReport,
+) -> Result<()> {
+    if packs
+        .iter()
+        .any(|pack| ground.index.pack_number(pack.id).is_none())
+    {
+        ground.refresh()?;
+    }
+    for pack in packs {
         session.check()?;
         let outcome = if chosen.contains(&pack.id) {
-            check_whole(ground, pack, &mut bad, report)
+            check_whole(ground, pack, bad, report)
         } else {
             check_directory(ground, pack)
         };
+        bad.seen.insert(pack.id);
         match outcome {
             Ok(()) => {}
-            // Deleted since the listing, by garbage collection: no point that is protected needs it.
-            Err(error) if error.kind() == ErrorKind::NotFound => {}
-            Err(error) if crate::gc::mark::is_damage(&error) => {
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                // Deleted since the listing. What it held is somewhere else now, or it is lost.
+                if let Some(number) = ground.index.pack_number(pack.id) {
+                    ground.index.mark_absent(number);
+                }
+                continue;
+            }
+            Err(error) if is_damage(&error) => {
                 report.find(&pack.name, &error, FindingSeverity::Damaged);
             }
             Err(error) => return Err(error),
         }
+        let coverage = &mut report.coverage;
+        coverage.packs = coverage.packs.saturating_add(1);
+        coverage.pack_bytes = coverage.pack_bytes.saturating_add(pack.size_bytes);
     }
-    Ok(bad)
+    Ok(())
+}
+
+/// Reads every pack again that something is wrong with, and forgets what does not show a second time: what is to be deleted
+/// must not rest on one reading.
+pub(crate) fn confirm_damage(
+    ground: &Ground,
+    session: &Arc<ReadSession>,
+    bad: &mut BadPlaces,
+) -> Result<()> {
+    let mut scratch = VerifyReport::default();
+    for pack in list_packs(ground)? {
+        let number = ground.index.pack_number(pack.id);
+        let suspected = bad.unindexed.contains(&pack.id)
+            || number
+                .is_some_and(|number| bad.packs.contains(&number) || bad.damaged.contains(&number));
+        if !suspected {
+            continue;
+        }
+        session.check()?;
+        let mut again = BadPlaces::default();
+        match check_whole(ground, &pack, &mut again, &mut scratch) {
+            Ok(()) => {}
+            Err(error) if is_damage(&error) => {}
+            Err(error) => return Err(error),
+        }
+        bad.keep_repeated(pack.id, number, &again);
+    }
+    Ok(())
 }
 
 /// The packs whose blobs are read: by a keyed order that only the seed decides.
@@ -144,26 +274,39 @@ fn check_whole(
 ) -> Result<()> {
     let limit = u64::try_from(MAX_PACK_BYTES).unwrap_or(u64::MAX);
     let bytes = ground.vault.store().get_bounded(&pack.name, limit)?;
+    let number = ground.index.pack_number(pack.id);
+    let find_key = |id| ground.vault.data_key(id);
+    let whole = check_whole_pack(&pack.name, pack.kind, pack.id, &bytes, &find_key).map(|_| ());
+    // Even when the checksum is wrong, most blobs may be right: only what does not decode is lost.
+    let file = match PackFile::open(&ground.vault, pack.kind, pack.id) {
+        Ok(file) => file,
+        Err(error) if !is_damage(&error) || error.kind() == ErrorKind::NotFound => {
+            return Err(error);
+        }
+        Err(error) => {
+            let judgement = judge(ground, number, &whole, &error);
+            bad.lose_pack(pack.id, number, judgement);
+            return whole.and(Err(error));
+        }
+    };
     report.coverage.packs_read = report.coverage.packs_read.saturating_add(1);
     report.coverage.pack_bytes_read = report
         .coverage
         .pack_bytes_read
         .saturating_add(pack.size_bytes);
-    let find_key = |id| ground.vault.data_key(id);
-    let whole = check_whole_pack(&pack.name, pack.kind, pack.id, &bytes, &find_key).map(|_| ());
-    // Even when the checksum is wrong, most blobs may be right: only what does not decode is lost.
-    let number = ground.index.pack_number(pack.id);
-    let file = match PackFile::open(&ground.vault, pack.kind, pack.id) {
-        Ok(file) => file,
-        Err(error) => {
-            bad.packs.extend(number);
-            return whole.and(Err(error));
-        }
-    };
     let Some(number) = number else { return whole };
-    let row_blobs = ground.index.pack(number).map_or(0, |row| row.blobs);
+    bad.read.insert(number);
+    if whole.is_err() {
+        bad.damaged.insert(number);
+    }
+    // Frames that were found one by one may have gaps between their numbers.
+    let found = file
+        .blobs()
+        .last()
+        .map_or(0, |(at, _)| at.saturating_add(1));
+    let told = ground.index.pack(number).map_or(0, |row| row.blobs);
     let mut plain = vec![0u8; BLOCK_BYTES];
-    for ordinal in 0..row_blobs {
+    for ordinal in 0..told.max(found) {
         let place = BlobPlace {
             pack: number,
             ordinal,
@@ -173,11 +316,38 @@ fn check_whole(
             Ok(()) => report.coverage.blobs_read = report.coverage.blobs_read.saturating_add(1),
             Err(error) => {
                 bad.blobs.insert(place);
+                bad.damaged.insert(number);
                 report.find(&pack.name, &error, FindingSeverity::Damaged);
             }
         }
     }
     whole
+}
+
+/// Whether a pack that cannot be opened is damaged. A wrong checksum alone does not say so of a pack whose key is not here:
+/// with the key, most of it might still be read.
+fn judge(ground: &Ground, number: Option<u32>, whole: &Result<()>, opening: &Error) -> Judgement {
+    let byte_for_byte = !matches!(whole, Err(error) if error.kind() == ErrorKind::Corrupt);
+    match opening.kind() {
+        ErrorKind::Corrupt if whole_is_newer(whole) => Judgement::Unknown,
+        ErrorKind::Corrupt => Judgement::Damaged,
+        _ if byte_for_byte => Judgement::Unknown,
+        // The index knows its key, and it is another than the header says, or nothing is missing here.
+        _ => {
+            let known = number
+                .and_then(|number| ground.index.pack(number))
+                .is_some_and(|row| ground.vault.data_key(row.key_id).is_some());
+            if known {
+                Judgement::Damaged
+            } else {
+                Judgement::Unknown
+            }
+        }
+    }
+}
+
+fn whole_is_newer(whole: &Result<()>) -> bool {
+    matches!(whole, Err(error) if error.kind() == ErrorKind::Unsupported)
 }
 
 fn decode(file: &PackFile, ordinal: u32, bytes: &[u8], plain: &mut [u8]) -> Result<()> {

@@ -31,6 +31,8 @@ pub(crate) struct DamageWalk<'a> {
     /// The blobs that were found, in the same order.
     pub(crate) lost: Vec<BlobName>,
     pub(crate) nodes_walked: u64,
+    /// Whether a blob was found only in packs that nobody has read yet; asked in a full run.
+    pub(crate) met_unread: bool,
     /// Whether the index was brought up to date since the walk began.
     is_fresh: bool,
 }
@@ -46,6 +48,7 @@ impl<'a> DamageWalk<'a> {
             damage: Vec::new(),
             lost: Vec::new(),
             nodes_walked: 0,
+            met_unread: false,
             is_fresh: false,
         }
     }
@@ -116,7 +119,10 @@ impl<'a> DamageWalk<'a> {
             self.ground.refresh()?;
             places = self.ground.index.find_all(name)?;
         }
-        if places.iter().any(|place| !self.bad.contains(*place)) {
+        let mut good = places.iter().filter(|place| !self.bad.contains(**place));
+        if let Some(first) = good.next() {
+            let read = self.bad.was_read(*first) || good.any(|place| self.bad.was_read(*place));
+            self.met_unread |= !read;
             return Ok(None);
         }
         let blamed = places

@@ -4,17 +4,21 @@
     reason = "a step of a test that fails ends the test"
 )]
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use block::{BLOCK_SIZE_BYTES, ReadAt};
 use repo::copy::CopyOptions;
 use repo::repair::{RepairMode, RepairReport, RepairSource};
 use repo::{ErrorKind, Repository};
-use store::Store;
-use store::faulty::{FaultyStore, Moment};
+use store::faulty::{Fault, FaultPlan, FaultyStore, Moment, PlannedCall};
+use store::{ObjectName, Store, Verb};
 
 use crate::gc::collect;
-use crate::world::{Disk, World, back_up, block_bytes, check_point, point, visible_points};
+use crate::world::{
+    Disk, World, back_up, begin_options, block_bytes, check_point, commit, name, point, transfer,
+    visible_points,
+};
 
 fn seeds(range: std::ops::Range<u64>) -> Vec<(u64, u64)> {
     range.map(|index| (index, index + 1)).collect()
@@ -249,4 +253,120 @@ fn repair_and_garbage_collection_give_way_to_each_other() {
         here.open_patient().repair(&[], RepairMode::Execute)
     });
     assert_eq!(outcome.unwrap_err().kind(), ErrorKind::Busy);
+}
+
+#[test]
+fn a_writer_beside_a_repair_stops_counting_on_what_is_deleted() {
+    let (here, _, disks) = estate(8, 40);
+    let object = here.objects("data/")[0].clone();
+    flip(&here, &object, |_| 90);
+    let writer = here.open();
+    let session = writer.begin(&name("other"), &begin_options()).unwrap();
+    let report = crate::gc::while_beating(&|| session.lease().beat(), || {
+        repair(&here.open_patient(), &[])
+    });
+    assert_eq!(report.packs_replaced.len(), 1, "{report:#?}");
+    assert!(!here.objects("data/").contains(&object));
+    // It had opened the index before: now it sends again what the pack held.
+    let made = commit(session, &disks[1]).unwrap();
+    check_point(&here.open(), &made, &disks[1]).unwrap();
+}
+
+#[test]
+fn a_pack_that_a_running_writer_has_counted_on_is_left_and_told() {
+    let (here, _, disks) = estate(9, 40);
+    let object = here.objects("data/")[0].clone();
+    flip(&here, &object, |_| 90);
+    let writer = here.open();
+    let session = writer.begin(&name("other"), &begin_options()).unwrap();
+    let version = transfer(&session, &disks[1]).unwrap();
+    session.blobs().flush().unwrap();
+    let report = crate::gc::while_beating(&|| session.lease().beat(), || {
+        repair(&here.open_patient(), &[])
+    });
+    assert!(report.packs_replaced.is_empty(), "{report:#?}");
+    assert_eq!(report.packs_left.len(), 1);
+    assert!(object.ends_with(&report.packs_left[0].to_string()));
+    assert!(here.objects("data/").contains(&object));
+    let draft = repo::PointDraft {
+        disks: vec![version],
+        ..repo::PointDraft::default()
+    };
+    session.commit(draft).unwrap();
+    // Now that nobody holds it any more, it goes.
+    let report = repair(&here.open(), &[]);
+    assert_eq!(
+        (report.packs_replaced.len(), report.packs_left.len()),
+        (1, 0)
+    );
+    assert!(!here.objects("data/").contains(&object));
+}
+
+#[test]
+fn packs_of_a_key_that_is_not_here_are_never_replaced() {
+    let world = World::new(10);
+    let repository = world.open();
+    let disk = Disk::new(300, &seeds(0..20));
+    back_up(&repository, "vm", &disk).unwrap();
+    repository.rotate_data_key().unwrap();
+    let made = back_up(&world.open(), "other", &disk).unwrap();
+    let newest: Vec<ObjectName> = world
+        .objects("keys/")
+        .iter()
+        .filter(|name| name.starts_with("keys/ring-00000002"))
+        .map(|ring| ring.parse().unwrap())
+        .collect();
+    assert!(!newest.is_empty());
+    let packs = [world.objects("data/"), world.objects("node/")].concat();
+
+    let damaged = world.fork();
+    for ring in &newest {
+        flip(&damaged, ring.as_str(), |length| length / 2);
+    }
+    let before = damaged.objects("");
+    let error = damaged.open().repair(&[], RepairMode::Execute).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Corrupt);
+    assert!(error.to_string().contains(newest[0].as_str()), "{error}");
+    assert_eq!(damaged.objects(""), before);
+
+    // Where the ring is gone altogether, nobody can know of it; still nothing of its packs goes.
+    let gone = world.fork();
+    for ring in &newest {
+        gone.memory.delete(ring).unwrap();
+    }
+    let report = repair(&gone.open(), &[]);
+    assert_eq!(report.packs_replaced, []);
+    assert!(!report.after.unwrap().is_sound());
+    assert_eq!(
+        [gone.objects("data/"), gone.objects("node/")].concat(),
+        packs
+    );
+    for ring in &newest {
+        let body = world.memory.get(ring).unwrap();
+        gone.memory.put_new(ring, &body).unwrap();
+    }
+    check_point(&gone.open(), &made, &disk).unwrap();
+}
+
+/// Flips a bit of the first whole reading of every data pack.
+struct OnceWrong(BTreeSet<String>);
+
+impl FaultPlan for OnceWrong {
+    fn fault(&mut self, call: &PlannedCall<'_>) -> Option<Fault> {
+        let whole = call.verb == Verb::Get && call.name.starts_with("data/");
+        (whole && self.0.insert(call.name.to_owned())).then_some(Fault::FlipBit(720))
+    }
+}
+
+#[test]
+fn a_pack_that_was_misread_once_is_not_replaced() {
+    let (here, _, _) = estate(11, 40);
+    let before = here.objects("data/");
+    let store = FaultyStore::new(Arc::clone(&here.memory), OnceWrong(BTreeSet::new()));
+    let repository = here.open_over(Arc::new(store));
+    let report = repair(&repository, &[]);
+    assert_eq!(report.packs_replaced, []);
+    assert_eq!((report.lost_blobs, report.salvaged_blobs), (0, 0));
+    assert!(is_whole(&report), "{report:#?}");
+    assert_eq!(here.objects("data/"), before);
 }

@@ -5,6 +5,7 @@
 )]
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use repo::lease::LeaseKind;
 use repo::retention::PointHealth;
@@ -13,7 +14,9 @@ use repo::verify::{
     verify_without_keys,
 };
 use repo::{Encryption, ReadProtection, Repository};
-use store::{ObjectName, Store};
+use store::faulty::{Fault, FaultPlan, FaultyStore, PlannedCall};
+use store::memory::MemoryStore;
+use store::{ObjectName, Store, Verb};
 
 use crate::gc::{collect, options};
 use crate::world::{Disk, World, back_up, begin_options, name, point, transfer};
@@ -382,4 +385,155 @@ fn a_verification_keeps_its_points_from_garbage_collection() {
         report.is_sound() && report.sound_points.is_empty(),
         "{report:#?}"
     );
+}
+
+/// Deletes a pack just before it is read whole for the first time.
+struct Vanishing {
+    memory: Arc<MemoryStore>,
+    pack: ObjectName,
+}
+
+impl FaultPlan for Vanishing {
+    fn fault(&mut self, call: &PlannedCall<'_>) -> Option<Fault> {
+        if call.verb == Verb::Get && call.name == self.pack.as_str() {
+            self.memory.delete(&self.pack).unwrap();
+        }
+        None
+    }
+}
+
+#[test]
+fn a_pack_that_vanishes_while_it_is_verified_is_missed() {
+    let world = World::new(8);
+    back_up(&world.open(), "vm", &Disk::new(300, &seeds(0..10))).unwrap();
+    let pack: ObjectName = world.objects("data/")[0].parse().unwrap();
+    let memory = Arc::clone(&world.memory);
+    let store = FaultyStore::new(Arc::clone(&memory), Vanishing { memory, pack });
+    let repository = world.open_over(Arc::new(store));
+    let report = repository.verify(&VerifyOptions::default()).unwrap();
+    assert_eq!(report.damaged_points.len(), 1, "{report:#?}");
+    assert_eq!(report.sound_points, []);
+    assert!(
+        world
+            .objects("marks/")
+            .iter()
+            .all(|mark| !mark.contains("/verified-"))
+    );
+}
+
+/// Before a pack is read whole, moves what lies in it: another process collected garbage meanwhile.
+struct Moving {
+    world: World,
+    pack: String,
+    done: bool,
+}
+
+impl FaultPlan for Moving {
+    fn fault(&mut self, call: &PlannedCall<'_>) -> Option<Fault> {
+        if call.verb == Verb::Get && call.name == self.pack && !self.done {
+            self.done = true;
+            let eager = repo::gc::GcOptions {
+                repack_below_percent: 100,
+                ..options()
+            };
+            repo::gc::collect_garbage(&self.world.open(), &eager).unwrap();
+        }
+        None
+    }
+}
+
+#[test]
+fn what_is_moved_while_it_is_verified_is_read_where_it_lies_then() {
+    for damage in [false, true] {
+        let world = World::new(9);
+        let repository = world.open();
+        let one = back_up(&repository, "old", &Disk::new(300, &seeds(0..30))).unwrap();
+        let two = back_up(&repository, "vm", &Disk::new(300, &seeds(0..4))).unwrap();
+        repository.forget(&one, "").unwrap();
+        let before = world.objects("data/");
+        let moving = Moving {
+            world: World {
+                clock: world.clock.clone(),
+                random: world.random.clone(),
+                memory: world.memory.clone(),
+                key_file: world.key_file.clone(),
+            },
+            pack: before[0].clone(),
+            done: false,
+        };
+        let flips = Flipping {
+            moving,
+            known: before.clone(),
+            active: damage,
+        };
+        let store = FaultyStore::new(Arc::clone(&world.memory), flips);
+        let report = world.open_over(Arc::new(store)).verify(&quiet()).unwrap();
+        assert!(!world.objects("data/").contains(&before[0]), "it was moved");
+        assert_eq!(report.is_sound(), !damage, "{report:#?}");
+        let coverage = report.coverage;
+        assert_eq!(coverage.packs, coverage.packs_read, "{coverage:?}");
+        let hit = report.damaged_points.iter().any(|hit| hit.key == two.key());
+        assert_eq!(hit, damage);
+    }
+}
+
+/// Besides, damages the packs that were made by that.
+struct Flipping {
+    moving: Moving,
+    known: Vec<String>,
+    active: bool,
+}
+
+impl FaultPlan for Flipping {
+    fn fault(&mut self, call: &PlannedCall<'_>) -> Option<Fault> {
+        self.moving.fault(call);
+        let new = call.name.starts_with("data/") && !self.known.iter().any(|old| old == call.name);
+        (self.active && new && call.verb == Verb::Get).then_some(Fault::FlipBit(720))
+    }
+}
+
+#[test]
+fn stray_objects_with_absurd_numbers_cost_nothing_and_are_named() {
+    let world = World::new(10);
+    let made = back_up(&world.open(), "vm", &Disk::new(8, &[(0, 1)])).unwrap();
+    let name_id = made.name_id;
+    let id = "0123456789abcdef0123456789abcdef";
+    let strays = [
+        format!("points/{name_id}/ffffffffffffffff"),
+        format!("marks/{name_id}-fffffffffffffff0/hold-{id}"),
+    ];
+    for stray in &strays {
+        world.memory.put_new(&stray.parse().unwrap(), b"?").unwrap();
+    }
+    let report = verify(&world.open());
+    assert_eq!(report.missing_points, []);
+    for stray in &strays {
+        assert!(
+            report.findings.iter().any(|one| one.object == *stray),
+            "{stray}: {report:#?}"
+        );
+    }
+    // The next version gets the next number.
+    let next = back_up(&world.open(), "vm", &Disk::new(8, &[(0, 2)])).unwrap();
+    assert_eq!(next.sequence, 2);
+}
+
+#[test]
+fn missing_points_are_told_as_ranges() {
+    let world = World::new(11);
+    let repository = world.open();
+    let mut made = Vec::new();
+    for round in 1..=6u64 {
+        made.push(back_up(&repository, "vm", &Disk::new(8, &[(0, round)])).unwrap());
+    }
+    let objects = world.objects("points/");
+    for at in [1, 2, 4] {
+        world.memory.delete(&objects[at].parse().unwrap()).unwrap();
+    }
+    let gaps: Vec<(u64, u64)> = verify(&world.open())
+        .missing_points
+        .iter()
+        .map(|gap| (gap.first, gap.last))
+        .collect();
+    assert_eq!(gaps, [(2, 3), (5, 5)]);
 }
