@@ -209,17 +209,13 @@ fn range_line(line: &str) -> anyhow::Result<(u64, u64)> {
     match (words.next(), words.next(), words.next()) {
         (Some(offset), Some(length), None) => match (offset.parse(), length.parse()) {
             (Ok(offset), Ok(length)) => Ok((offset, length)),
-            _ => {
-                return Err(crate::exit::not_possible(format!(
-                    "`{line}` is not OFFSET LENGTH in bytes"
-                )));
-            }
+            _ => Err(crate::exit::not_possible(format!(
+                "`{line}` is not OFFSET LENGTH in bytes"
+            ))),
         },
-        _ => {
-            return Err(crate::exit::not_possible(format!(
-                "`{line}` is not OFFSET LENGTH"
-            )));
-        }
+        _ => Err(crate::exit::not_possible(format!(
+            "`{line}` is not OFFSET LENGTH"
+        ))),
     }
 }
 

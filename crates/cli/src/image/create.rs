@@ -85,9 +85,9 @@ fn create_child(
     parent: &std::path::Path,
 ) -> anyhow::Result<vdisk::ImageInfo> {
     if arguments.size.is_some() || arguments.subformat.is_some() || arguments.format.is_some() {
-        return Err(crate::exit::not_possible(format!(
-            "a child takes its size and format from its parent"
-        )));
+        return Err(crate::exit::not_possible(
+            "a child takes its size and format from its parent",
+        ));
     }
     let options = ChildOptions {
         allocation_unit_bytes: arguments.block_size,

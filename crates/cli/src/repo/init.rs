@@ -93,9 +93,9 @@ fn refuse_occupied(repo: &str) -> anyhow::Result<()> {
 pub(super) fn refuse_inside(key: &std::path::Path, repo: &str) -> anyhow::Result<()> {
     let absolute = |path: &std::path::Path| std::path::absolute(path);
     if !repo.contains("://") && absolute(key)?.starts_with(absolute(std::path::Path::new(repo))?) {
-        return Err(crate::exit::not_possible(format!(
-            "the key file would lie inside the repository: whoever takes one takes both"
-        )));
+        return Err(crate::exit::not_possible(
+            "the key file would lie inside the repository: whoever takes one takes both",
+        ));
     }
     Ok(())
 }

@@ -196,9 +196,9 @@ fn test(target: &RepoTarget, output: &Output) -> anyhow::Result<Exit> {
     let store = keys::open_store(&arguments.repo)?;
     let unlock = keys::unlock(store.as_ref(), &arguments.unlock)?;
     if matches!(unlock, repo::Unlock::Plain) {
-        return Err(crate::exit::not_possible(format!(
-            "the repository is not encrypted: there is no key to test"
-        )));
+        return Err(crate::exit::not_possible(
+            "the repository is not encrypted: there is no key to test",
+        ));
     }
     let slot = Repository::test_unlock(store.as_ref(), &unlock)?;
     #[derive(Serialize)]
