@@ -21,6 +21,9 @@ impl RepositoryIdentity {
     /// [`crate::ErrorKind::NotFound`] when there is no repository.
     pub fn read(store: &dyn Store) -> Result<Self> {
         let config = config::read_config(store)?;
-        Ok(Self { id: config.repository, encryption: config.encryption })
+        Ok(Self {
+            id: config.repository,
+            encryption: config.encryption,
+        })
     }
 }

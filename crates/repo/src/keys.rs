@@ -143,23 +143,85 @@ pub(crate) fn master_id(master: &SecretKey) -> KeyId {
     KeyId::from_bytes(crypto::derive_id(context::MASTER_ID, &[master.bytes()]))
 }
 
-/// Puts a keyring; [`ErrorKind::AlreadyExists`] when another rotation was first.
+/// Puts a keyring and its copy; [`ErrorKind::AlreadyExists`] when another rotation was first. The first object decides; a
+/// copy that a crash kept from being put is made by a repair.
 pub(crate) fn put_ring(
     store: &dyn Store,
     random: &dyn Random,
     master: &SecretKey,
     ring: &Keyring,
 ) -> Result<()> {
-    let name = names::ring(ring.generation)?;
+    put_ring_as(store, random, master, ring, &names::ring(ring.generation)?)?;
+    put_ring_as(
+        store,
+        random,
+        master,
+        ring,
+        &names::ring_copy(ring.generation)?,
+    )
+}
+
+fn put_ring_as(
+    store: &dyn Store,
+    random: &dyn Random,
+    master: &SecretKey,
+    ring: &Keyring,
+    name: &store::ObjectName,
+) -> Result<()> {
     let text = serde_json::to_vec(ring)
         .map_err(|error| Error::new(ErrorKind::Invalid, "the keyring").caused_by(error))?;
     let key = SealKey::Key {
         id: master_id(master),
         key: master,
     };
-    let bytes = envelope::seal(&name, ObjectKind::Ring, &key, random, &text)?;
-    store.put_new(&name, &bytes)?;
+    let bytes = envelope::seal(name, ObjectKind::Ring, &key, random, &text)?;
+    store.put_new(name, &bytes)?;
     Ok(())
+}
+
+/// Whether rings are only looked at or mended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum RingCare {
+    /// Only name what is broken and could be mended.
+    Look,
+    /// Mend it.
+    Mend,
+}
+
+/// Makes a damaged or missing keyring, or copy of one, again from the other of the two; gives the names of all that were.
+///
+/// # Errors
+/// What the store answered. A generation of which neither can be read is left alone.
+pub(crate) fn mend_rings(
+    store: &dyn Store,
+    random: &dyn Random,
+    master: &SecretKey,
+    current: &Keyring,
+    care: RingCare,
+) -> Result<Vec<store::ObjectName>> {
+    let mut mended = Vec::new();
+    for generation in 1..=current.generation {
+        let pair = [names::ring(generation)?, names::ring_copy(generation)?];
+        let [one, two] = &pair;
+        for (name, other) in [(one, two), (two, one)] {
+            let broken = match read_one_ring(store, name, master, current.repository) {
+                Ok(_) => false,
+                Err(error) => matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::NotFound),
+            };
+            let Ok(ring) = read_one_ring(store, other, master, current.repository) else {
+                continue;
+            };
+            if !broken || ring.generation != generation {
+                continue;
+            }
+            if care == RingCare::Mend {
+                store.delete(name)?;
+                put_ring_as(store, random, master, &ring, name)?;
+            }
+            mended.push(name.clone());
+        }
+    }
+    Ok(mended)
 }
 
 /// The highest readable keyring.

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   config  config.copy
-//!   keys/slot-<slot>                 keys/ring-<n, 8 hex>
+//!   keys/slot-<slot>                 keys/ring-<n, 8 hex>  keys/ring-<n, 8 hex>.copy
 //!   data/<first byte>/<pack>         node/<first byte>/<pack>
 //!   index/<segment>
 //!   points/<name id>/<sequence, 16 hex>
@@ -50,6 +50,11 @@ pub(crate) fn slot(id: SlotId) -> Result<ObjectName> {
 /// One keyring generation.
 pub(crate) fn ring(generation: u32) -> Result<ObjectName> {
     name(format!("keys/ring-{generation:08x}"))
+}
+
+/// Its second copy: without a keyring nothing can be read, so one damaged object must be survivable.
+pub(crate) fn ring_copy(generation: u32) -> Result<ObjectName> {
+    name(format!("keys/ring-{generation:08x}.copy"))
 }
 
 /// Packs of one kind.

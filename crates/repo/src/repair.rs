@@ -43,6 +43,7 @@ use crate::gc::records::{
 };
 use crate::gc::wait::Waiter;
 use crate::gc::{BlobMover, SegmentScope, merge_segments};
+use crate::keys::{RingCare, mend_rings};
 use crate::lease::{Lease, LeaseKind, LeaseRequest, ReadsOnly, list_leases};
 use crate::marks::PointVisibility;
 use crate::pack::PackFile;
@@ -296,6 +297,17 @@ impl Repair<'_> {
     /// Puts the better of the two configurations in the place of a damaged or missing one. One of them is always there.
     fn restore_configuration(&mut self) -> Result<()> {
         let vault = &self.ground.vault;
+        if let (Some(master), Some(ring)) = (vault.master(), vault.keyring()) {
+            let care = match self.mode {
+                RepairMode::DryRun => RingCare::Look,
+                RepairMode::Execute => RingCare::Mend,
+            };
+            let random = vault.environment().random.as_ref();
+            let mended = mend_rings(vault.store(), random, master, &ring, care)?;
+            self.report
+                .configuration
+                .extend(mended.iter().map(ToString::to_string));
+        }
         for (name, other) in [
             (names::config()?, names::config_copy()?),
             (names::config_copy()?, names::config()?),

@@ -146,9 +146,16 @@ fn check_presence(
     }
     if let Some(ring) = vault.keyring() {
         for generation in 1..=ring.generation {
-            let name = names::ring(generation)?;
-            if !rings.contains(name.as_str()) {
-                report.find(&name, "missing", FindingSeverity::Damaged);
+            let pair = [names::ring(generation)?, names::ring_copy(generation)?];
+            let severity = if pair.iter().any(|name| rings.contains(name.as_str())) {
+                FindingSeverity::Degraded
+            } else {
+                FindingSeverity::Damaged
+            };
+            for name in pair {
+                if !rings.contains(name.as_str()) {
+                    report.find(&name, "missing", severity);
+                }
             }
         }
     }

@@ -595,12 +595,20 @@ fn a_lease_whose_newest_heartbeat_is_damaged_is_not_taken_for_what_it_said_befor
     let repository = world.open();
     let made = back_up(&repository, "vm", &Disk::new(300, &seeds(0..10))).unwrap();
     // The first beat knows nothing of the root that a later one adds; the later one is damaged.
-    let reading = repository.read_session(LeaseKind::Restore, &[], ReadProtection::Lease).unwrap();
+    let reading = repository
+        .read_session(LeaseKind::Restore, &[], ReadProtection::Lease)
+        .unwrap();
     reading.beat().unwrap();
     let newest = world.objects("leases/").pop().unwrap();
-    world.memory.damage(&newest.parse().unwrap(), |bytes| bytes[90] ^= 1).unwrap();
+    world
+        .memory
+        .damage(&newest.parse().unwrap(), |bytes| bytes[90] ^= 1)
+        .unwrap();
     repository.forget(&made, "").unwrap();
-    let dry = GcOptions { mode: GcMode::DryRun, ..options() };
+    let dry = GcOptions {
+        mode: GcMode::DryRun,
+        ..options()
+    };
     let report = collect_garbage(&world.open_patient(), &dry).unwrap();
     assert!(report.spared, "nobody knows what it relies on: {report:#?}");
     assert_eq!(report.dead.objects, 0);

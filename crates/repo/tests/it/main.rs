@@ -1,8 +1,8 @@
 //! What the repository promises, seen from outside.
 
-mod crash;
 mod concurrency;
 mod copy;
+mod crash;
 mod format;
 mod format_damage;
 mod gc;
