@@ -477,7 +477,7 @@ pub struct RestoreArgs {
     /// Give the restored disk a new identity instead of the source's
     #[arg(long)]
     pub new_disk_id: bool,
-    /// Replace OUT if it exists
+    /// Replace OUT if it exists; needed for a block device
     #[arg(long, conflicts_with = "in_place")]
     pub overwrite: bool,
     /// Write only the blocks of OUT that differ

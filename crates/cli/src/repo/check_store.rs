@@ -28,7 +28,7 @@ pub fn run(url: &str, output: &Output) -> anyhow::Result<Exit> {
     let mut id = [0; 8];
     repo::Random::fill(keys::environment().random.as_ref(), &mut id)?;
     let mark: String = id.iter().map(|byte| format!("{byte:02x}")).collect();
-    let scratch = store::Prefix::new(&format!("check-store-{mark}"))?;
+    let scratch = store::Prefix::new(format!("check-store-{mark}"))?;
     let mut found = CheckReport::default();
     conformance::check(store.as_ref(), &CheckOptions::new(scratch), &mut found);
     let report = Report {

@@ -127,7 +127,9 @@ fn text(report: &Report) -> String {
         text.push_str(&format!("pack {pack}: {would}replaced\n"));
     }
     for pack in &report.packs_left_to_running_sessions {
-        text.push_str(&format!("pack {pack}: left, a running session owns it\n"));
+        text.push_str(&format!(
+            "pack {pack}: left, a running session owns it or counts on it\n"
+        ));
     }
     text.push_str(&format!(
         "{} lost blobs, {} {would}found in the sources; {} {would}saved from damaged packs; {} points {would}put back; {}\n",

@@ -43,7 +43,7 @@ pub fn run(target: &RepoTarget, output: &Output) -> anyhow::Result<Exit> {
     let repository = keys::open(&target.to_repo_args())?;
     let found = repository.stats()?;
     let memory = repository.index_stats()?.memory_bytes;
-    output.report(&report(&found, u64::try_from(memory)?), text)?;
+    output.report(&report(&found, memory), text)?;
     Ok(Exit::Done)
 }
 

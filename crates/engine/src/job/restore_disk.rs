@@ -42,7 +42,7 @@ const LEAVES_PER_FLUSH: u64 = 1024;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum RestoreMode {
-    /// It must not exist.
+    /// It must not exist; a device always does.
     New,
     /// It is replaced at the moment when the new image is whole.
     Replace,

@@ -77,6 +77,10 @@ impl Run<'_> {
         steps: &mut Steps<'_>,
     ) -> Result<()> {
         let target = &self.request.target;
+        if is_device(target) && self.request.mode == RestoreMode::New {
+            let what = format!("{}: a device is there already", target.display());
+            return Err(Error::new(ErrorKind::AlreadyExists, what));
+        }
         let shown = target.display().to_string();
         let options = CreateOptions {
             size_bytes: self.disk.length_bytes,
