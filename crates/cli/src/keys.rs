@@ -146,6 +146,19 @@ pub fn read_passphrase(path: &Path) -> anyhow::Result<String> {
     Ok(line)
 }
 
+/// Makes the folder for a secret and proves that a file can be made in it, before anything depends on that.
+pub fn prepare_secret_folder(path: &Path) -> anyhow::Result<()> {
+    let parent = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    std::fs::create_dir_all(parent).with_context(|| format!("making {}", parent.display()))?;
+    let probe = parent.join(format!(".hikae-probe-{}", std::process::id()));
+    std::fs::File::create_new(&probe)
+        .and_then(|_| std::fs::remove_file(&probe))
+        .with_context(|| format!("writing into {}", parent.display()))
+}
+
 /// Writes a secret that only its owner may read; never over an existing file.
 pub fn write_secret(path: &Path, text: &str) -> anyhow::Result<()> {
     if let Some(parent) = path

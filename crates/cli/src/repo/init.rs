@@ -29,6 +29,14 @@ pub fn run(arguments: &InitArgs, output: &Output) -> anyhow::Result<Exit> {
         refuse_inside(path, &arguments.repo)?;
     }
     refuse_occupied(&arguments.repo)?;
+    if !arguments.no_encryption {
+        // A repository whose key could not be kept is worth nothing: find out before it is made.
+        let place = match &arguments.key_file {
+            Some(path) => path.clone(),
+            None => keys::default_key_path(repo::RepositoryId::from_bytes([0; 16]))?,
+        };
+        keys::prepare_secret_folder(&place)?;
+    }
     let store = store::create_url(&arguments.repo)?;
     let options = CreateOptions {
         encryption: if arguments.no_encryption {
@@ -56,7 +64,14 @@ pub fn run(arguments: &InitArgs, output: &Output) -> anyhow::Result<Exit> {
             Some(path) => path.clone(),
             None => keys::default_key_path(id)?,
         };
-        keys::write_secret(&path, &file.to_string())?;
+        if let Err(error) = keys::write_secret(&path, &file.to_string()) {
+            if let Some(recovery) = &created.recovery_key {
+                eprintln!(
+                    "The repository is made, but its key file is not. Recovery key: {recovery}"
+                );
+            }
+            return Err(error);
+        }
         key_path = Some(path.display().to_string());
     }
     let report = Report {
