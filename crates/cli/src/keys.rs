@@ -36,7 +36,8 @@ pub fn open_watched(arguments: &RepoArgs, bars: &Arc<Bars>) -> anyhow::Result<Re
 
 fn open_on(arguments: &RepoArgs, store: Arc<dyn Store>) -> anyhow::Result<Repository> {
     let unlock = unlock(store.as_ref(), &arguments.unlock)?;
-    let options = open_options(&arguments.unlock);
+    let mut options = open_options(&arguments.unlock);
+    options.pack_targets = crate::diagnosis::pack_targets()?;
     Repository::open(store, &unlock, &options, &environment())
         .with_context(|| format!("opening {}", arguments.repo))
 }
@@ -48,7 +49,8 @@ pub fn open_store(url: &str) -> anyhow::Result<Arc<dyn Store>> {
             "no repository was named: give REPO, --repo REPO or set HIKAE_REPO",
         ));
     }
-    store::open_url(url).with_context(|| format!("opening {url}"))
+    let store = store::open_url(url).with_context(|| format!("opening {url}"))?;
+    crate::diagnosis::traced(store)
 }
 
 /// What opens this repository.

@@ -11,6 +11,7 @@
 
 mod args;
 mod debug;
+mod diagnosis;
 mod disk;
 pub mod exit;
 mod image;

@@ -25,7 +25,6 @@ use crate::access::ObjectAccess;
 use crate::compress;
 use crate::config::Compression;
 use crate::format::segment::PackDirectory;
-use crate::format::{TARGET_DATA_PACK_BYTES, TARGET_NODE_PACK_BYTES};
 use crate::index::{Index, put_segment};
 use crate::lease::{CondemnedObserver, Lease};
 use crate::pack::PackBuilder;
@@ -285,9 +284,10 @@ impl BlobWriter {
             return Ok(());
         }
         let kind = PackKind::holding(&blob.name);
-        let (slot, target) = match kind {
-            PackKind::Data => (&mut open.data, TARGET_DATA_PACK_BYTES),
-            PackKind::Node => (&mut open.node, TARGET_NODE_PACK_BYTES),
+        let target = self.shared.vault.pack_targets().bytes(kind);
+        let slot = match kind {
+            PackKind::Data => &mut open.data,
+            PackKind::Node => &mut open.node,
         };
         if slot.is_none() {
             *slot = Some(self.shared.new_pack(kind)?);

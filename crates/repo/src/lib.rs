@@ -62,6 +62,7 @@ pub use ids::{
 };
 pub use index::{IndexOptions, IndexStats};
 pub use keys::{KeyFile, RecoveryKey, SlotInfo, SlotKind, Unlock};
+pub use pack::PackTargets;
 pub use points::{
     Bundle, BundledPoint, ByteRange, ConfigurationFile, Consistency, CopiedPoint, DiskVersion,
     ImageProfile, Omissions, ParentPoint, PointDraft, PointKey, PointSelector, PointSignature,

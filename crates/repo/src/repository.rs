@@ -16,7 +16,7 @@ use crate::keys::{
     self, KeyFile, Keyring, RecoveryKey, Slot, SlotInfo, SlotKind, SlotSecret, Unlock,
 };
 use crate::lease::LeaseTerms;
-use crate::pack::PackCache;
+use crate::pack::{PackCache, PackTargets};
 use crate::points::{PointSelector, ProtectedName, UnknownFields};
 use crate::read::NodeCache;
 use crate::session::{BeginOptions, VersionSession};
@@ -54,6 +54,8 @@ pub struct OpenOptions {
     pub cache_dir: Option<PathBuf>,
     /// The times that leases live by.
     pub lease_terms: LeaseTerms,
+    /// Where packs are closed.
+    pub pack_targets: PackTargets,
 }
 
 /// A new repository and what opens it; keys are told here and never again.
@@ -177,6 +179,7 @@ impl Repository {
     }
 
     fn assemble(vault: Vault, options: OpenOptions) -> Self {
+        let vault = vault.with_pack_targets(options.pack_targets);
         Self {
             shared: Arc::new(Shared {
                 vault: Arc::new(vault),

@@ -16,6 +16,7 @@ use crate::crypto::{self, SecretKey};
 use crate::format::envelope::{self, MAX_ENVELOPE_BYTES, SealKey};
 use crate::format::{Cipher, ObjectKind, context};
 use crate::keys::{self, Keyring};
+use crate::pack::PackTargets;
 use crate::points::{PointKey, ProtectedName, Signer};
 use crate::{Environment, Error, ErrorKind, KeyId, LeaseId, NameId, RepositoryId, Result, names};
 
@@ -25,6 +26,7 @@ pub(crate) struct Vault {
     environment: Environment,
     config: Config,
     unlocked: Option<Unlocked>,
+    pack_targets: PackTargets,
 }
 
 /// What an encrypted repository has besides.
@@ -48,6 +50,7 @@ impl Vault {
             environment,
             config,
             unlocked: None,
+            pack_targets: PackTargets::default(),
         }
     }
 
@@ -76,7 +79,19 @@ impl Vault {
             environment,
             config,
             unlocked,
+            pack_targets: PackTargets::default(),
         })
+    }
+
+    /// The same with packs that are closed elsewhere.
+    pub(crate) fn with_pack_targets(mut self, pack_targets: PackTargets) -> Self {
+        self.pack_targets = pack_targets;
+        self
+    }
+
+    /// Where packs are closed.
+    pub(crate) fn pack_targets(&self) -> PackTargets {
+        self.pack_targets
     }
 
     pub(crate) fn environment(&self) -> &Environment {

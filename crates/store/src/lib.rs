@@ -4,7 +4,7 @@
 //!             repo, conformance::check
 //!                       │  Store: put_new · get · get_range · size · list · delete
 //!    ┌──────────────────┼──────────────────────┐
-//!    │   faulty · recording · throttled        │   wrap any store
+//!    │   faulty · recording · throttled · traced │   wrap any store
 //!    └───────┬──────────┼──────────────┬───────┘
 //!        directory     s3            memory        hold the bytes
 //! ```
@@ -12,7 +12,7 @@
 //! - [`Store`]: the seam. An object is written once, whole, under a name nobody took before, and never changed.
 //! - [`ObjectName`], [`Prefix`]: names that every driver can hold as they are.
 //! - [`directory`], [`memory`], `s3`: the drivers; [`open_url`] picks one by its address.
-//! - [`faulty`], [`recording`], [`throttled`]: what is put around a driver.
+//! - [`faulty`], [`recording`], [`throttled`], `traced`: what is put around a driver.
 //! - [`conformance`]: the suite that tells whether a store keeps its promises.
 //!
 //! **Invariants.** Any thread may call any method at any time. An object is there whole or not at all, whatever dies
@@ -34,6 +34,8 @@ pub mod recording;
 pub mod s3;
 mod store;
 pub mod throttled;
+#[cfg(unix)]
+pub mod traced;
 
 pub use error::{Error, ErrorKind, Result, Verb};
 pub use name::{MAX_COMPONENT_BYTES, MAX_COMPONENTS, MAX_NAME_BYTES, ObjectName, Prefix};

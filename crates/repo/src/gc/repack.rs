@@ -138,9 +138,10 @@ impl<'a> BlobMover<'a> {
     /// Adds a blob in its compressed form; its name must be the hash of what it decodes to.
     pub(crate) fn push(&mut self, name: BlobName, codec: Codec, bytes: &[u8]) -> Result<()> {
         let kind = PackKind::holding(&name);
+        let target = target_bytes(self.vault, kind);
         if self.open(kind).as_ref().is_some_and(|pack| {
             !pack.has_room(bytes.len())
-                || u64::try_from(pack.size_bytes()).unwrap_or(u64::MAX) >= target_bytes(kind)
+                || u64::try_from(pack.size_bytes()).unwrap_or(u64::MAX) >= target
         }) {
             self.close(kind)?;
         }

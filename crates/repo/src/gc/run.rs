@@ -6,11 +6,12 @@ use std::sync::Arc;
 use store::list_all;
 
 use crate::access::ObjectAccess;
-use crate::format::{PackKind, TARGET_DATA_PACK_BYTES, TARGET_NODE_PACK_BYTES};
+use crate::format::PackKind;
 use crate::index::PackState;
 use crate::lease::{Lease, LeaseKind, LeaseRequest, LeaseView, ReadsOnly, TreeRoot, list_leases};
 use crate::points::{DiskVersion, PointKey, RecoveryPoint};
 use crate::repository::Repository;
+use crate::vault::Vault;
 use crate::{Error, ErrorKind, PackId, Result, names};
 
 use super::census::PointCensus;
@@ -107,7 +108,9 @@ impl Run<'_> {
             self.next_generation = highest.saturating_add(1);
         }
         let mut findings = self.find()?;
-        let plan = plan_packs(&findings.facts, self.options, target_bytes);
+        let plan = plan_packs(&findings.facts, self.options, |kind| {
+            target_bytes(self.ground.vault.as_ref(), kind)
+        });
         let by_id: BTreeMap<PackId, PackFacts> = findings
             .facts
             .drain(..)
@@ -561,12 +564,8 @@ fn fenced(generation: u64) -> Error {
 }
 
 /// Bytes that a full pack has.
-pub(crate) fn target_bytes(kind: PackKind) -> u64 {
-    let bytes = match kind {
-        PackKind::Data => TARGET_DATA_PACK_BYTES,
-        PackKind::Node => TARGET_NODE_PACK_BYTES,
-    };
-    u64::try_from(bytes).unwrap_or(u64::MAX)
+pub(crate) fn target_bytes(vault: &Vault, kind: PackKind) -> u64 {
+    u64::try_from(vault.pack_targets().bytes(kind)).unwrap_or(u64::MAX)
 }
 
 /// The tree of a disk.
