@@ -579,6 +579,18 @@ pub enum ImageVerb {
         #[arg(long)]
         dry_run: bool,
     },
+    /// Make an image's disk larger, without touching what is in it
+    Resize {
+        image: PathBuf,
+        /// Size that the disk shall have, such as 80G
+        #[arg(value_name = "SIZE", value_parser = parse_bytes)]
+        size: u64,
+        #[command(flatten)]
+        open: ImageOpenArgs,
+        /// Say what would be done and change nothing
+        #[arg(long)]
+        dry_run: bool,
+    },
 }
 
 #[derive(Debug, Subcommand)]

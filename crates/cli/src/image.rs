@@ -7,6 +7,7 @@ mod create;
 mod info;
 mod map;
 mod merge;
+mod resize;
 
 use std::path::Path;
 
@@ -55,6 +56,12 @@ pub fn run(verb: &ImageVerb, output: &Output) -> anyhow::Result<Exit> {
             merge::Wish::of(*delete_child, *dry_run),
             output,
         ),
+        ImageVerb::Resize {
+            image,
+            size,
+            open,
+            dry_run,
+        } => resize::run(image, *size, open, resize::Wish::of(*dry_run), output),
     }
 }
 

@@ -28,6 +28,7 @@ mod child;
 mod editor;
 mod probe;
 mod reader;
+mod resize;
 mod siblings;
 mod target;
 mod writer;
@@ -42,6 +43,7 @@ pub use child::{ChildOptions, create_child};
 pub use editor::{ImageEditor, Qcow2Editor, RawEditor};
 pub use probe::probe;
 pub use reader::{ImageReader, Linkage};
+pub use resize::{ResizePlan, ResizeReport, plan_resize, resize};
 pub use writer::{
     CreateOptions, IfExists, ImageProfile, ImageWriter, WriteOrder, create, discard_partial,
     partial_path, resume,

@@ -1,6 +1,7 @@
 //! Merging a differencing image into its parent in place, as a hypervisor does when a checkpoint is removed.
 //!
 //! ```text
+//!   the child's disk is larger ─► the parent is enlarged first
 //!   for every range of the child:   its own data ─► written    its own zeros ─► zeroed    the parent's ─► nothing
 //!   now and then: flush the parent, report how far everything is durable
 //! ```
@@ -8,7 +9,8 @@
 //! **Invariants.** The child is only read, and read through the parent it shows the same bytes before, during and after.
 //! Going on from any point that was reported, or from the beginning, gives the same parent. Nothing is deleted. Any other
 //! child of the parent is invalid from the first write on; so is, for an id-checking format, the merged child itself, which
-//! is why going on must be said ([`MergeStart::Resume`]).
+//! is why going on must be said ([`MergeStart::Resume`]). A parent that is larger than the child keeps its size and what
+//! it has behind the child's end.
 
 #![cfg_attr(
     not(test),
@@ -26,7 +28,7 @@ use std::path::Path;
 use block::{ExtentKind, ReadAt, WriteAt};
 
 use crate::convert::Progress;
-use crate::image::{ChainMode, Image, ImageEditor, OpenOptions};
+use crate::image::{self, ChainMode, FormatHint, Image, ImageEditor, OpenOptions};
 use crate::vhdx::IdSource;
 use crate::{Error, ErrorKind, Result, map};
 
@@ -60,8 +62,8 @@ pub struct MergeStats {
 /// merge, which can then go on from there.
 ///
 /// # Errors
-/// `ParentMismatch` when they do not belong together, `Invalid` when the child has no parent, `Unsupported` when the child is
-/// larger than the parent or the parent's format is not written in place, `Cancelled`.
+/// `ParentMismatch` when they do not belong together, `Invalid` when the child has no parent, `Unsupported` when their
+/// sectors differ or the parent's format is not written in place or cannot be as large as the child, `Cancelled`.
 pub fn merge(
     child: &Path,
     parent: &Path,
@@ -70,15 +72,17 @@ pub fn merge(
     ids: IdSource,
     progress: &dyn Progress,
 ) -> Result<MergeStats> {
-    let alone = OpenOptions {
-        chain: ChainMode::LeafOnly,
-        ..options.clone()
-    };
-    let above = Image::open(child, &alone)?;
-    let below = Image::open(parent, &alone)?;
+    let above = Image::open(child, &leaf_only(options))?;
+    let of_parent = parent_options(&above, options);
+    let below = Image::open(parent, &leaf_only(&of_parent))?;
     check_pair(&above, &below, child, parent, start)?;
+    let is_larger = above.size_bytes() > below.size_bytes();
     drop(below);
-    let editor = ImageEditor::open(parent, options, ids)?;
+    if is_larger {
+        let plan = image::plan_resize(parent, above.size_bytes(), &of_parent)?;
+        image::resize(&plan, &of_parent, &ids)?;
+    }
+    let editor = ImageEditor::open(parent, &of_parent, ids)?;
     let from = match start {
         MergeStart::Begin => 0,
         MergeStart::Resume { offset } => offset,
@@ -87,6 +91,24 @@ pub fn merge(
     editor.finish()?;
     progress.advance(above.size_bytes(), above.size_bytes());
     Ok(stats)
+}
+
+fn leaf_only(options: &OpenOptions) -> OpenOptions {
+    OpenOptions {
+        chain: ChainMode::LeafOnly,
+        ..options.clone()
+    }
+}
+
+/// How the parent is opened: in the format that the child records. What a guest wrote into a raw parent must not make it
+/// another image.
+fn parent_options(child: &Image, options: &OpenOptions) -> OpenOptions {
+    let leaf = child.chain().first().map(|layer| layer.reader());
+    let recorded = leaf.and_then(|leaf| leaf.parent_format());
+    OpenOptions {
+        format: recorded.map_or(FormatHint::Probe, FormatHint::Exactly),
+        ..options.clone()
+    }
 }
 
 fn check_pair(
@@ -105,22 +127,25 @@ fn check_pair(
     if start == MergeStart::Begin {
         leaf.reader().check_parent(root.reader(), parent)?;
     }
-    if above.size_bytes() > below.size_bytes() {
-        return Err(Error::new(
-            ErrorKind::Unsupported,
-            format!(
-                "{} has {} bytes, its parent {}: the parent must be enlarged first",
-                child.display(),
-                above.size_bytes(),
-                below.size_bytes()
-            ),
-        ));
+    let sectors = |image: &Image| image.info().logical_sector_bytes;
+    if sectors(above) != sectors(below) {
+        let context = format!(
+            "{} has sectors of {} bytes, its parent of {}",
+            child.display(),
+            sectors(above),
+            sectors(below)
+        );
+        return Err(Error::new(ErrorKind::Unsupported, context));
     }
     Ok(())
 }
 
-/// Copies what the child holds itself.
-fn copy_own(
+/// Copies what `child`, opened without its parent, holds itself into `parent`, from the byte `from` on: what [`merge`] does
+/// once both are open. `progress` hears how far everything is durable.
+///
+/// # Errors
+/// `Io`, `Cancelled`; `OutOfRange` when the child is larger.
+pub fn copy_own(
     child: &dyn ReadAt,
     parent: &dyn WriteAt,
     from: u64,

@@ -30,6 +30,7 @@
 mod check;
 mod create;
 mod format;
+mod grow;
 mod placement;
 mod reader;
 mod table;
@@ -39,5 +40,6 @@ pub use check::{check, repair};
 pub use create::{Allocation, CreateOptions, DEFAULT_BLOCK_BYTES, ParentLink, create};
 pub(crate) use format::UNFINISHED_COOKIE;
 pub use format::{DiskType, MAX_DISK_BYTES, VhdTime};
+pub use grow::grow;
 pub use reader::{ParentIdentity, VhdReader};
 pub use writer::{VhdBuilder, VhdWriter};

@@ -32,12 +32,12 @@ mod check;
 mod create;
 mod entry;
 mod geometry;
+mod grow;
 mod header;
 mod info;
 mod journal;
 mod locator;
 mod log;
-mod merge;
 mod metadata;
 mod overlay;
 mod pages;
@@ -52,11 +52,12 @@ mod writer;
 pub use builder::VhdxBuilder;
 pub use check::check;
 pub use create::{Allocation, CreateOptions, create};
+pub use geometry::MAX_DISK_BYTES;
+pub use grow::grow;
 pub use info::{IdSource, WriteId};
 pub use locator::{
     ABSOLUTE_WIN32_PATH, PARENT_LINKAGE, PARENT_LINKAGE2, ParentLocator, RELATIVE_PATH, VOLUME_PATH,
 };
-pub use merge::{MergeReport, MergeStart, merge};
 pub use reader::VhdxReader;
 pub use relink::relink;
 pub use repair::{RepairReport, repair};

@@ -244,6 +244,58 @@ impl CountedSpace {
         Ok(free)
     }
 
+    /// So many clusters in a row behind the end of the file, counted once; `None` when the counter table is too short.
+    /// Nothing may have been allocated since the image was opened.
+    pub fn allocate_run(&mut self, file: &dyn WriteAt, count: u64) -> Result<Option<u64>> {
+        let base = super::header::clusters_in_file(&self.header, file);
+        let per_block = self.per_block();
+        let blocks_of = |end: u64| {
+            base.checked_div(per_block).unwrap_or(0)
+                ..=end.saturating_sub(1).checked_div(per_block).unwrap_or(0)
+        };
+        // Each missing block takes a cluster of the run's front, which may need another block.
+        let mut missing: Vec<u64> = Vec::new();
+        let mut end = base.saturating_add(count);
+        loop {
+            let mut absent = Vec::new();
+            for number in blocks_of(end) {
+                match self.table.get(index(number)) {
+                    None => return Ok(None),
+                    Some(0) => absent.push(number),
+                    Some(_) => {}
+                }
+            }
+            end = base
+                .saturating_add(bytes(absent.len()))
+                .saturating_add(count);
+            let is_settled = absent.len() == missing.len();
+            missing = absent;
+            if is_settled {
+                break;
+            }
+        }
+        let cluster_bytes = self.header.cluster_bytes();
+        for (place, number) in (base..).zip(&missing) {
+            let place = place.saturating_mul(cluster_bytes);
+            let empty = vec![0u8; index(cluster_bytes)];
+            file.write_at(place, &empty)?;
+            if let Some(entry) = self.table.get_mut(index(*number)) {
+                *entry = place;
+                self.table_dirty.insert(*number / 64);
+            }
+            self.insert(file, *number, empty, false)?;
+        }
+        let order = self.header.refcount_order;
+        for cluster in base..end {
+            let block = self.block(file, cluster.checked_div(per_block).unwrap_or(0))?;
+            let slot = cluster.checked_rem(per_block).unwrap_or(0);
+            counters::set(&mut block.counters, order, slot, 1);
+            block.dirty = true;
+        }
+        let first = base.saturating_add(bytes(missing.len()));
+        Ok(Some(first.saturating_mul(cluster_bytes)))
+    }
+
     fn lower(&mut self, file: &dyn WriteAt, cluster: u64) -> Result<()> {
         let order = self.header.refcount_order;
         let per_block = self.per_block();

@@ -71,6 +71,11 @@ impl Tables {
         }
     }
 
+    /// The L1 table as it lies in a file.
+    pub fn encode_l1(&self) -> Vec<u8> {
+        encode(&self.l1)
+    }
+
     /// Makes place for one more table; `false` when all are dirty.
     pub fn make_room(&mut self) -> bool {
         if self.l2.len() < self.greatest_count {

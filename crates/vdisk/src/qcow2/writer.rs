@@ -14,8 +14,9 @@ use super::check::{check, repair};
 use super::editor::{Editor, State};
 use super::header::Qcow2Header;
 use super::rebuild::{self, OwnedBits};
-use super::space::CountedSpace;
+use super::space::{CountedSpace, Space};
 use super::tables::Tables;
+use crate::field::{index, put};
 use crate::{Error, ErrorKind, RepairMode, Result, Severity};
 
 /// A qcow2 image, opened for reading and writing.
@@ -31,6 +32,23 @@ impl Qcow2Writer {
     /// `Corrupt` when the image is marked corrupt or its counters contradict its references ([`super::repair()`] may help),
     /// `Unsupported` for extended L2 entries and external data files, `Invalid` for a parent without a backing name.
     pub fn open(file: Arc<dyn WriteAt>, parent: Option<Arc<dyn ReadAt>>) -> Result<Self> {
+        Self::open_as(file, parent, None)
+    }
+
+    /// Opens an image as if its disk had the larger size already. Its L1 table has room for that.
+    pub(super) fn open_larger(
+        file: Arc<dyn WriteAt>,
+        parent: Option<Arc<dyn ReadAt>>,
+        size_bytes: u64,
+    ) -> Result<Self> {
+        Self::open_as(file, parent, Some(size_bytes))
+    }
+
+    fn open_as(
+        file: Arc<dyn WriteAt>,
+        parent: Option<Arc<dyn ReadAt>>,
+        larger: Option<u64>,
+    ) -> Result<Self> {
         let header = Qcow2Header::read(&file)?;
         if header.is_marked_corrupt() {
             return Err(Error::corrupt(
@@ -71,6 +89,7 @@ impl Qcow2Writer {
             header.autoclear = 0;
             header.bitmaps = None;
         }
+        header.size_bytes = larger.unwrap_or(header.size_bytes);
         let tables = Tables::load(&header, &*file)?;
         let space = CountedSpace::load(&header, &*file)?;
         Ok(Self {
@@ -81,6 +100,51 @@ impl Qcow2Writer {
     /// The header.
     pub fn header(&self) -> &Qcow2Header {
         &self.editor.header
+    }
+
+    /// Gives the image an L1 table of so many entries. The writer does not know it: only closing may follow.
+    pub(super) fn lengthen_l1(&self, entries: u64) -> Result<()> {
+        let editor = &self.editor;
+        let mut state = editor.lock()?;
+        editor.sync(&mut state)?;
+        let header = &editor.header;
+        let clusters = entries
+            .saturating_mul(8)
+            .div_ceil(header.cluster_bytes().max(1));
+        let mut offset = state.space.allocate_run(&*editor.file, clusters)?;
+        if offset.is_none() {
+            grow(editor, &mut state)?;
+            offset = state.space.allocate_run(&*editor.file, clusters)?;
+        }
+        let Some(offset) = offset else {
+            return Err(Error::new(
+                ErrorKind::Unsupported,
+                "qcow2: the file has no room for a longer L1 table",
+            ));
+        };
+        let mut table = state.tables.encode_l1();
+        table.resize(index(clusters.saturating_mul(header.cluster_bytes())), 0);
+        editor.file.write_at(offset, &table)?;
+        state.space.publish(&*editor.file)?;
+        editor.file.flush()?;
+        let mut fields = [0u8; 12];
+        put(
+            &mut fields,
+            0,
+            &u32::try_from(entries).unwrap_or(u32::MAX).to_be_bytes(),
+        );
+        put(&mut fields, 4, &offset.to_be_bytes());
+        editor.file.write_at(36, &fields)?;
+        editor.file.flush()?;
+        if header.l1_entries > 0 {
+            state
+                .space
+                .release(header.l1_offset, header.l1_entries.saturating_mul(8));
+        }
+        // Released clusters are given back once nothing in the file refers to them.
+        state.space.settle(&*editor.file)?;
+        state.space.publish(&*editor.file)?;
+        Ok(editor.file.flush()?)
     }
 
     /// Makes everything durable and gives back what was released. Dropping without this is a crash: harmless, but clusters leak.

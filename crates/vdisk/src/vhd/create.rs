@@ -65,7 +65,16 @@ pub struct CreateOptions {
 }
 
 /// `win `, so that every reader takes the size and not the geometry; version 10 as on Windows 10 and later; `Wi2k`.
-const CREATOR: ([u8; 4], u32, u32) = (*b"win ", 0x000A_0000, 0x5769_326B);
+pub(super) const CREATOR: ([u8; 4], u32, u32) = (*b"win ", 0x000A_0000, 0x5769_326B);
+
+/// Whether a disk may have this size.
+pub(super) fn check_size(size_bytes: u64) -> Result<()> {
+    if size_bytes == 0 || !size_bytes.is_multiple_of(SECTOR_BYTES) || size_bytes > MAX_DISK_BYTES {
+        let context = format!("vhd of {size_bytes} bytes: must be whole sectors, at most 2040 GiB");
+        return Err(Error::new(ErrorKind::Invalid, context));
+    }
+    Ok(())
+}
 
 /// Where the parts of a new image lie. Pure.
 pub(super) struct Plan {
@@ -94,10 +103,7 @@ pub(super) fn bitmap_bytes(block_bytes: u64) -> u64 {
 /// Decides the layout, or says what is wrong with the options.
 pub(super) fn plan_layout(options: &CreateOptions) -> Result<Plan> {
     let size = options.size_bytes;
-    if size == 0 || !size.is_multiple_of(SECTOR_BYTES) || size > MAX_DISK_BYTES {
-        let context = format!("vhd of {size} bytes: must be whole sectors, at most 2040 GiB");
-        return Err(Error::new(ErrorKind::Invalid, context));
-    }
+    check_size(size)?;
     let mut footer = Footer {
         header_offset: Some(FOOTER_SIZE),
         time: options.time,

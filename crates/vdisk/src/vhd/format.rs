@@ -367,6 +367,15 @@ impl Header {
         })
     }
 
+    /// Gives a header, as it lies in the file, a table of so many entries at another place. All that changes lies in its
+    /// first sector; what is not understood stays.
+    pub fn move_table(bytes: &mut [u8; HEADER_BYTES], table_offset: u64, table_entries: u32) {
+        put(bytes, 16, &table_offset.to_be_bytes());
+        put(bytes, 28, &table_entries.to_be_bytes());
+        let sum = checksum(bytes, HEADER_CHECKSUM_AT);
+        put(bytes, HEADER_CHECKSUM_AT, &sum.to_be_bytes());
+    }
+
     /// The bytes, checksum included. A parent's name longer than 255 characters is cut.
     pub fn encode(&self) -> [u8; HEADER_BYTES] {
         let mut bytes = [0; HEADER_BYTES];

@@ -72,6 +72,15 @@ impl VhdWriter {
         Ok(writer)
     }
 
+    /// A whole image whose footer will be this one: its disk is larger already for who writes, not yet for who reads.
+    pub(super) fn open_larger(
+        file: Arc<dyn WriteAt>,
+        footer: Footer,
+        parent: Option<Arc<dyn ReadAt>>,
+    ) -> Result<Self> {
+        Self::with_footer(file, footer, FooterPlace::End, parent, Stage::Live)
+    }
+
     fn with_footer(
         file: Arc<dyn WriteAt>,
         footer: Footer,

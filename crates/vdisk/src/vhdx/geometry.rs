@@ -13,7 +13,7 @@ use super::header::MIB;
 use crate::{Error, ErrorKind, Result};
 
 /// Largest disk of the format.
-pub(super) const MAX_DISK_BYTES: u64 = 64 << 40;
+pub const MAX_DISK_BYTES: u64 = 64 << 40;
 pub(super) const MIN_BLOCK_BYTES: u32 = 1 << 20;
 pub(super) const MAX_BLOCK_BYTES: u32 = 256 << 20;
 /// Sectors that one bitmap block describes.

@@ -336,3 +336,16 @@ pub(super) fn item_places(table: &[u8]) -> Result<ItemPlaces> {
         locator_entry,
     })
 }
+
+/// Where the disk size lies, counted from the region's start.
+pub(super) fn disk_size_place(table: &[u8]) -> Result<u64> {
+    let fields = Fields::new(table, "vhdx metadata table");
+    for index in 1..=usize::from(fields.u16(10)?.min(MAX_ENTRIES)) {
+        let at = index.saturating_mul(ENTRY_BYTES);
+        let entry = Fields::new(fields.slice(at, ENTRY_BYTES)?, "vhdx metadata entry");
+        if entry.guid(0)? == DISK_SIZE && entry.u32(24)? & FLAG_USER == 0 {
+            return Ok(u64::from(entry.u32(16)?));
+        }
+    }
+    Err(Error::corrupt("vhdx metadata: no disk size"))
+}

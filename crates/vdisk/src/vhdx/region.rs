@@ -65,13 +65,37 @@ pub(super) fn table_is_valid(bytes: &[u8]) -> bool {
 
 /// Reads the table and checks it against the file and the log.
 pub(super) fn read(file: &dyn ReadAt, log: Option<Span>) -> Result<Regions> {
+    decode(&read_valid(file)?, file.size_bytes(), log)
+}
+
+/// The copy that decides, as it lies in the file.
+pub(super) fn read_valid(file: &dyn ReadAt) -> Result<Vec<u8>> {
     for offset in TABLE_OFFSETS {
         let bytes = read_table(file, offset)?;
         if table_is_valid(&bytes) {
-            return decode(&bytes, file.size_bytes(), log);
+            return Ok(bytes);
         }
     }
     Err(Error::corrupt("vhdx: neither region table is valid"))
+}
+
+/// A table with the BAT at another place; every other entry, ours or not, stays as it is.
+pub(super) fn with_bat(table: &[u8], bat: Span) -> Result<Vec<u8>> {
+    let fields = Fields::new(table, "vhdx region table");
+    let count = usize::try_from(fields.u32(8)?.min(MAX_ENTRIES)).unwrap_or(0);
+    let mut bytes = Encoder::new(table.len());
+    bytes.put(0, table);
+    for index in 0..count {
+        let at = FIRST_ENTRY.saturating_add(index.saturating_mul(ENTRY_BYTES));
+        if fields.guid(at)? == BAT_REGION {
+            bytes.u64(at.saturating_add(16), bat.offset);
+            bytes.u32(
+                at.saturating_add(24),
+                u32::try_from(bat.length).unwrap_or(u32::MAX),
+            );
+        }
+    }
+    Ok(bytes.finish_with_checksum())
 }
 
 fn decode(bytes: &[u8], file_size: u64, log: Option<Span>) -> Result<Regions> {

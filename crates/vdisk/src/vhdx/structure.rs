@@ -107,14 +107,7 @@ pub(super) fn open(file: Arc<dyn ReadAt>, accept: Accept) -> Result<Structure> {
         ));
     }
     let geometry = metadata.geometry()?;
-    let needed = geometry.entry_count().saturating_mul(BAT_ENTRY_BYTES);
-    if needed > regions.bat.length {
-        return Err(Error::corrupt(format!(
-            "vhdx BAT: its region has {} bytes, the disk needs {needed}",
-            regions.bat.length
-        )));
-    }
-    Ok(Structure {
+    let structure = Structure {
         file,
         header,
         creator,
@@ -122,10 +115,31 @@ pub(super) fn open(file: Arc<dyn ReadAt>, accept: Accept) -> Result<Structure> {
         regions,
         metadata,
         geometry,
-    })
+    };
+    structure.check_table_length()?;
+    Ok(structure)
 }
 
 impl Structure {
+    fn check_table_length(&self) -> Result<()> {
+        let needed = self.geometry.entry_count().saturating_mul(BAT_ENTRY_BYTES);
+        if needed > self.regions.bat.length {
+            return Err(Error::corrupt(format!(
+                "vhdx BAT: its region has {} bytes, the disk needs {needed}",
+                self.regions.bat.length
+            )));
+        }
+        Ok(())
+    }
+
+    /// The same image with a larger disk, for which its BAT must have room already.
+    pub(super) fn enlarged(mut self, size_bytes: u64) -> Result<Self> {
+        self.metadata.size = size_bytes;
+        self.geometry = self.metadata.geometry()?;
+        self.check_table_length()?;
+        Ok(self)
+    }
+
     /// What the image says about itself.
     pub(super) fn info(&self) -> ImageInfo {
         ImageInfo {

@@ -19,6 +19,7 @@ use super::body::Body;
 use super::bytes::{is_zero, to_u64, to_usize};
 use super::entry::{PayloadEntry, PayloadState, encode_bitmap};
 use super::geometry::{BITMAP_BLOCK_BYTES, Geometry};
+use super::grow;
 use super::header::{self, MIB};
 use super::info::{IdSource, WriteId};
 use super::journal::{self, Journal};
@@ -81,6 +82,26 @@ impl VhdxWriter {
         parent: Option<Arc<dyn ReadAt>>,
         ids: IdSource,
     ) -> Result<Self> {
+        Self::open_as(file, parent, ids, None)
+    }
+
+    /// Opens an image as if its disk had the larger size already, which [`Self::commit_size`] then makes true. Its BAT
+    /// has room for that, and what lies there is empty.
+    pub(super) fn open_larger(
+        file: Arc<dyn WriteAt>,
+        parent: Option<Arc<dyn ReadAt>>,
+        ids: IdSource,
+        size_bytes: u64,
+    ) -> Result<Self> {
+        Self::open_as(file, parent, ids, Some(size_bytes))
+    }
+
+    fn open_as(
+        file: Arc<dyn WriteAt>,
+        parent: Option<Arc<dyn ReadAt>>,
+        ids: IdSource,
+        larger: Option<u64>,
+    ) -> Result<Self> {
         header::read_identifier(file.as_ref())?;
         let (current, slot) = header::select(file.as_ref())?;
         let mut journal = Journal::new(current, slot, ids.next())?;
@@ -102,7 +123,11 @@ impl VhdxWriter {
             let active = log::find_active(file.as_ref(), &journal.header)?;
             journal::replay(file.as_ref(), &active, &mut journal)?;
         }
-        let structure = structure::open(structure::read_view(&file), Accept::Finished)?;
+        let found = structure::open(structure::read_view(&file), Accept::Finished)?;
+        let structure = match larger {
+            Some(size_bytes) => found.enlarged(size_bytes)?,
+            None => found,
+        };
         let space = structure.survey(Anchors::Kept)?;
         let body = Body::new(
             Arc::clone(&structure.file),
@@ -161,6 +186,39 @@ impl VhdxWriter {
         self.check_alive(&state)?;
         self.commit(&mut state)?;
         state.journal.close(self.file.as_ref())
+    }
+
+    /// Gives every block behind `offset` its space, if the image is one that keeps all of it.
+    pub(super) fn keep_fixed_allocated(&self, offset: u64) -> Result<()> {
+        if self.structure.metadata.subformat != Subformat::Fixed {
+            return Ok(());
+        }
+        let mut state = self.exclusive();
+        self.alter(&mut state, |state| self.mark(state))?;
+        for block in self.geometry().block_of(offset)..self.geometry().block_count() {
+            if self.body.payload(block)?.is_used() {
+                continue;
+            }
+            self.alter(&mut state, |state| {
+                let offset = self.allocate(state, self.geometry().block_size, FirstFill::Partly)?;
+                let state = PayloadState::Full;
+                self.body.set_payload(block, PayloadEntry { state, offset })
+            })?;
+            self.commit_if_many(&mut state)?;
+        }
+        Ok(())
+    }
+
+    /// Makes everything durable, then the size that the image was opened with its own.
+    pub(super) fn commit_size(&self, size_bytes: u64) -> Result<()> {
+        let mut state = self.exclusive();
+        self.alter(&mut state, |state| self.mark(state))?;
+        self.commit(&mut state)?;
+        let region = self.structure.regions.metadata;
+        let pages = grow::size_pages(self.file.as_ref(), region, size_bytes)?;
+        self.alter(&mut state, |state| {
+            state.journal.commit(self.file.as_ref(), &pages)
+        })
     }
 
     fn shared(&self) -> RwLockReadGuard<'_, State> {

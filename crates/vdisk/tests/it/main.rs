@@ -8,6 +8,7 @@ mod qcow2_hostile;
 mod qcow2_read;
 mod qcow2_tool;
 mod qcow2_write;
+mod resize;
 mod vhd;
 mod vhdx_crash;
 mod vhdx_hostile;

@@ -271,7 +271,9 @@ fn an_interrupted_merge_goes_on_from_where_it_was() {
         let mut rounds = 0;
         loop {
             let impatient = Impatient::default();
-            match merge(&paths[2], &paths[1], start, &options, ids(), &impatient) {
+            // Ids that no image has yet, as in life.
+            let ids = IdSource::seeded(500 + rounds);
+            match merge(&paths[2], &paths[1], start, &options, ids, &impatient) {
                 Err(error) if error.kind() == ErrorKind::Cancelled => {
                     let offset = impatient.durable.load(Ordering::Relaxed);
                     // While it runs, child over parent reads as ever (where the child is allowed to know its parent).
@@ -293,6 +295,13 @@ fn an_interrupted_merge_goes_on_from_where_it_was() {
         }
         assert!(rounds > 3, "{extension} was not interrupted");
         assert!(all_bytes(&open(&paths[1])) == models[2], "{extension}");
+        // The parent that the child was made on is no more, for a format that knows.
+        let begin = MergeStart::Begin;
+        let again = merge(&paths[2], &paths[1], begin, &options, ids(), &NoProgress);
+        match (extension, again) {
+            ("vhdx", again) => assert_eq!(again.unwrap_err().kind(), ErrorKind::ParentMismatch),
+            (_, again) => drop(again.unwrap()),
+        }
         // And again from the beginning: nothing changes.
         merge(
             &paths[2],

@@ -1,13 +1,14 @@
 //! Checking, repairing and merging.
 
-use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use block::{ReadAt, WriteAt};
+use vdisk::convert::NoProgress;
 use vdisk::memory::{CrashFile, Loss, MemoryFile};
+use vdisk::merge::copy_own;
 use vdisk::vhdx::{
-    Allocation, IdSource, MergeStart, ParentLocator, VhdxBuilder, VhdxReader, VhdxWriter, WriteId,
-    check, create, merge, relink, repair,
+    Allocation, IdSource, ParentLocator, VhdxBuilder, VhdxReader, VhdxWriter, WriteId, check,
+    create, relink, repair,
 };
 use vdisk::{CheckReport, ErrorKind, RepairMode, Severity};
 
@@ -281,38 +282,6 @@ fn pair_of(steps: &[Step]) -> (Arc<MemoryFile>, Arc<MemoryFile>, MemoryFile) {
 }
 
 #[test]
-fn a_merged_parent_reads_as_the_child_did() {
-    let (base, file, wanted) = pair();
-    let child = VhdxReader::open(readable(&file), None).expect("child");
-    let parent = VhdxWriter::open(writable(&base), None, IdSource::seeded(6)).expect("parent");
-    let mut heard = 0;
-    let report = merge(&child, &parent, MergeStart::Begin, &mut |report| {
-        heard = report.merged_until;
-        ControlFlow::Continue(())
-    })
-    .expect("merge");
-    assert_eq!((report.merged_until, heard), (9 * MIB + 512, 9 * MIB + 512));
-    assert!(
-        report.written_bytes >= 2 * MIB + 9000 && report.written_bytes < 3 * MIB,
-        "{report:?}"
-    );
-    assert_same(&parent, &wanted, "merged");
-
-    // Once more changes nothing, and is refused unless asked for as such.
-    let fault = merge(&child, &parent, MergeStart::Begin, &mut |_| {
-        ControlFlow::Continue(())
-    })
-    .expect_err("the parent is another one now");
-    assert_eq!(fault.kind(), ErrorKind::ParentMismatch);
-    let resume = MergeStart::Resume { offset: 0 };
-    merge(&child, &parent, resume, &mut |_| ControlFlow::Continue(())).expect("again");
-    assert_same(&parent, &wanted, "merged twice");
-    parent.finish().expect("finish");
-    let reader = VhdxReader::open(readable(&base), None).expect("opens");
-    assert_same(&reader, &wanted, "finished");
-}
-
-#[test]
 fn a_merge_that_was_cut_goes_on_to_the_same_end() {
     let (base, file, wanted) = pair();
     let child = VhdxReader::open(readable(&file), None).expect("child");
@@ -325,9 +294,8 @@ fn a_merge_that_was_cut_goes_on_to_the_same_end() {
             IdSource::seeded(6),
         );
         let done = parent.and_then(|parent| {
-            merge(&child, &parent, MergeStart::Begin, &mut |_| {
-                ControlFlow::Continue(())
-            })
+            copy_own(&child, &parent, 0, &NoProgress)?;
+            parent.finish()
         });
         for loss in [Loss::Everything, Loss::Nothing, Loss::Torn { seed: cut }] {
             let left = Arc::new(crash.survivors(loss).expect("survivors"));
@@ -341,8 +309,7 @@ fn a_merge_that_was_cut_goes_on_to_the_same_end() {
             );
             let parent =
                 VhdxWriter::open(writable(&left), None, IdSource::seeded(8)).expect("parent");
-            let resume = MergeStart::Resume { offset: 0 };
-            merge(&child, &parent, resume, &mut |_| ControlFlow::Continue(())).expect("goes on");
+            copy_own(&child, &parent, 0, &NoProgress).expect("goes on");
             parent.finish().expect("finish");
             let reader = VhdxReader::open(readable(&left), None).expect("opens");
             assert_same(&reader, &wanted, &format!("merged, cut at {cut}, {loss:?}"));
@@ -353,40 +320,6 @@ fn a_merge_that_was_cut_goes_on_to_the_same_end() {
         cut += 1;
     }
     assert!(cut > 10, "only {cut} cuts");
-}
-
-#[test]
-fn a_merge_into_a_stranger_is_refused() {
-    let (base, file, _) = pair();
-    let child = VhdxReader::open(readable(&file), None).expect("child");
-    let begin = |parent: &VhdxWriter, child: &VhdxReader| {
-        merge(child, parent, MergeStart::Begin, &mut |_| {
-            ControlFlow::Continue(())
-        })
-        .expect_err("refused")
-        .kind()
-    };
-    let stranger = {
-        let file = Arc::new(MemoryFile::new());
-        let mut options = options(9 * MIB + 512);
-        options.data_write_id = Some(WriteId(uuid::Uuid::from_u128(77)));
-        create(&writable(&file), &options).expect("create");
-        VhdxWriter::open(writable(&file), None, IdSource::seeded(1)).expect("open")
-    };
-    assert_eq!(begin(&stranger, &child), ErrorKind::ParentMismatch);
-
-    let parent = VhdxWriter::open(writable(&base), None, IdSource::seeded(1)).expect("open");
-    let alone = VhdxReader::open(readable(&base), None).expect("opens");
-    assert_eq!(begin(&parent, &alone), ErrorKind::Invalid);
-
-    let with_parent =
-        VhdxReader::open(readable(&file), Some(Arc::new(alone))).expect("child with parent");
-    assert_eq!(begin(&parent, &with_parent), ErrorKind::Invalid);
-
-    let parent_view = VhdxReader::open(readable(&base), None).expect("opens");
-    let larger = child_of(&parent_view, 20 * MIB, 2 << 20);
-    let larger = VhdxReader::open(readable(&larger), None).expect("opens");
-    assert_eq!(begin(&parent, &larger), ErrorKind::Unsupported);
 }
 
 #[test]
@@ -408,10 +341,7 @@ fn a_grandchild_is_linked_to_the_parent_that_its_own_was_merged_into() {
 
     let child = VhdxReader::open(readable(&middle), None).expect("middle");
     let parent = VhdxWriter::open(writable(&base), None, IdSource::seeded(12)).expect("base");
-    merge(&child, &parent, MergeStart::Begin, &mut |_| {
-        ControlFlow::Continue(())
-    })
-    .expect("merge");
+    copy_own(&child, &parent, 0, &NoProgress).expect("merge");
     let new_parent = parent.data_write_id();
     parent.finish().expect("finish");
 
