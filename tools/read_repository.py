@@ -32,7 +32,7 @@ from cryptography.exceptions import InvalidSignature, InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 BLOCK_BYTES, NODE_BYTES, FANOUT, MAX_HEIGHT = 65536, 4096, 128, 5
 MAX_PACK_BYTES = 64 << 20
 HEADER, FRAME, ENTRY, TRAILER = 64, 16, 48, 64

@@ -15,9 +15,10 @@ use store::{ObjectName, list_all};
 
 use crate::access::ObjectAccess;
 use crate::format::{MAX_ENVELOPE_TEXT_BYTES, ObjectKind};
-use crate::gc::records::{self, Retired};
-use crate::gc::retired_points;
+use crate::gc::records::{self, union_of_numbers};
+use crate::gc::{NumberSet, Numbers, retired_points};
 use crate::marks::{PointMarks, PointVisibility, read_all_marks, read_marks_of};
+use crate::parallel::read_each;
 use crate::points::{
     Bundle, PointKey, PointSelector, ProtectedName, RecoveryPoint, SignatureState, SignedPoint,
     Which, verify_signature,
@@ -93,7 +94,7 @@ impl Whose {
 impl PointListing {
     /// Takes out what garbage collection decided to remove. What a collector that was stopped for long put back lies
     /// there for a while, and is no point any more.
-    fn drop_retired(&mut self, retired: &Retired) {
+    pub(crate) fn drop_retired(&mut self, retired: &NumberSet) {
         self.places.retain(|key, _| !retired.contains(*key));
     }
 }
@@ -110,38 +111,43 @@ pub(crate) fn list_points(
 }
 
 /// What lies there, removed or not. The caller reads marks, and what is retired after that.
-fn list_places(vault: &Vault, memory: &PointMemory, whose: Whose) -> Result<PointListing> {
+pub(crate) fn list_places(
+    vault: &Vault,
+    memory: &PointMemory,
+    whose: Whose,
+) -> Result<PointListing> {
     let mut listing = PointListing::default();
     let prefix = match whose {
         Whose::All => names::points()?,
         Whose::Of(name_id) => names::points_of(name_id)?,
     };
     // Single points first, bundles second: a point that moves meanwhile is seen at least once.
+    let mut singles = Vec::new();
     for entry in list_all(vault.store(), &prefix) {
         let object = entry?.name;
-        let Some(key) = names::parse_point(&object) else {
-            continue;
-        };
-        match read_place(vault, memory, key, &object) {
-            Ok(Some(state)) => {
-                listing.places.insert(key, PointPlace { object, state });
-            }
-            Ok(None) => {}
-            Err(error) => return Err(error),
+        singles.extend(names::parse_point(&object).map(|key| (key, object)));
+    }
+    let states = read_each(&singles, |(key, object)| {
+        read_place(vault, memory, *key, object)
+    })?;
+    for ((key, object), state) in singles.into_iter().zip(states) {
+        if let Some(state) = state {
+            listing.places.insert(key, PointPlace { object, state });
         }
     }
+    let mut bundles = Vec::new();
     for entry in list_all(vault.store(), &names::bundles()?) {
         let object = entry?.name;
-        let Some(id) = names::last_id::<BundleId>(&object) else {
-            continue;
-        };
+        bundles.extend(names::last_id::<BundleId>(&object).map(|id| (id, object)));
+    }
+    for (id, object) in bundles {
         let bundle = match read_bundle(vault, memory, id) {
             Ok(bundle) => bundle,
             Err(error) => {
-                match sort_out(error)? {
-                    Some(error) => listing.damaged_bundles.push((object, error)),
-                    None => continue,
-                }
+                let damage = sort_out(error)?;
+                listing
+                    .damaged_bundles
+                    .extend(damage.map(|error| (object, error)));
                 continue;
             }
         };
@@ -360,9 +366,11 @@ const NUMBER_GAP_MAX: u64 = 1 << 32;
 
 /// The newest visible point of a name, and the number that the next one gets.
 ///
+/// A bundle that cannot be read does not stand in the way: before it was put, a verdict told the numbers of all its members.
+///
 /// # Errors
-/// [`ErrorKind::Corrupt`] while a bundle or a verdict cannot be read: which numbers were given already is not known then,
-/// and none is given twice.
+/// [`ErrorKind::Corrupt`] while a verdict cannot be read, or a bundle while no verdict tells of numbers: which ones were given
+/// already is not known then, and none is given twice.
 pub(crate) fn newest_and_next(
     vault: &Vault,
     memory: &PointMemory,
@@ -370,9 +378,6 @@ pub(crate) fn newest_and_next(
 ) -> Result<(Option<RecoveryPoint>, u64)> {
     let name_id = vault.name_id(name);
     let listing = list_places(vault, memory, Whose::Of(name_id))?;
-    if let Some((object, error)) = listing.damaged_bundles.into_iter().next() {
-        return Err(numbers_unknown(name, &object, error));
-    }
     let mut parent = None;
     let mut readable = 0;
     let mut damaged = Vec::new();
@@ -384,15 +389,20 @@ pub(crate) fn newest_and_next(
                 readable = readable.max(key.sequence);
                 if parent.is_none()
                     && read_marks_of(vault, key)?.visibility() == PointVisibility::Visible
-                    && !certainly_retired(vault, name)?.contains(key)
+                    && !certain_numbers(vault, name)?.retired.contains(key)
                 {
                     parent = Some(*point);
                 }
             }
         }
     }
-    let retired = certainly_retired(vault, name)?;
-    let readable = readable.max(retired.highest(name_id).unwrap_or(0));
+    let numbers = certain_numbers(vault, name)?;
+    if let Some((object, error)) = listing.damaged_bundles.into_iter().next()
+        && !numbers.tell_of_bundles()
+    {
+        return Err(numbers_unknown(name, &object, error));
+    }
+    let readable = readable.max(numbers.highest(name_id));
     let plausible = readable.saturating_add(NUMBER_GAP_MAX);
     let highest = damaged
         .into_iter()
@@ -404,20 +414,16 @@ pub(crate) fn newest_and_next(
     Ok((parent, next))
 }
 
-/// Every number that garbage collection removed, from verdicts that are all readable.
-fn certainly_retired(vault: &Vault, name: &ProtectedName) -> Result<Retired> {
-    let mut all = Retired::default();
-    for record in records::read_records(vault)? {
-        match record.verdict {
-            Some(Ok(verdict)) => all.merge(&verdict.retired),
-            Some(Err(error)) => {
-                let object = names::verdict(record.generation)?;
-                return Err(numbers_unknown(name, &object, error));
-            }
-            None => {}
+/// What is known of numbers, from verdicts that are all readable.
+fn certain_numbers(vault: &Vault, name: &ProtectedName) -> Result<Numbers> {
+    let records = records::read_records(vault)?;
+    for record in &records {
+        if let Some(Err(error)) = &record.verdict {
+            let object = names::verdict(record.generation)?;
+            return Err(numbers_unknown(name, &object, error.again()));
         }
     }
-    Ok(all)
+    Ok(union_of_numbers(&records))
 }
 
 fn numbers_unknown(name: &ProtectedName, object: &ObjectName, error: Error) -> Error {

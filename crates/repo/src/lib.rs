@@ -38,6 +38,7 @@ pub mod lease;
 pub mod marks;
 mod names;
 mod pack;
+mod parallel;
 mod points;
 mod read;
 pub mod repair;

@@ -20,11 +20,12 @@ use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
-use store::{ObjectName, list_all};
+use store::{ObjectName, Prefix, list_all};
 
 use crate::access::ObjectAccess;
 use crate::environment::Environment;
 use crate::format::ObjectKind;
+use crate::parallel::read_each;
 use crate::points::PointKey;
 use crate::retention::{HoldState, PointHealth};
 use crate::{Error, ErrorKind, MarkId, PointId, Result, names};
@@ -189,7 +190,8 @@ impl PointMarks {
         }
     }
 
-    fn highest_number(&self) -> u64 {
+    /// The number of the newest readable one; zero when there is none.
+    pub(crate) fn highest_number(&self) -> u64 {
         self.marks.iter().map(|mark| mark.number).max().unwrap_or(0)
     }
 }
@@ -242,21 +244,33 @@ pub(crate) fn put_mark(
 
 /// The marks of one point.
 pub(crate) fn read_marks_of(access: &dyn ObjectAccess, key: PointKey) -> Result<PointMarks> {
-    let mut marks = PointMarks::default();
-    for entry in list_all(access.store(), &names::marks_of(key)?) {
-        read_into(access, key, &entry?.name, &mut marks)?;
-    }
-    marks.marks.sort_by_key(|mark| (mark.number, mark.id));
-    Ok(marks)
+    let mut marks = read_under(access, &names::marks_of(key)?)?;
+    Ok(marks.remove(&key).unwrap_or_default())
 }
 
 /// All marks of all points, also of points that are not there.
 pub(crate) fn read_all_marks(access: &dyn ObjectAccess) -> Result<BTreeMap<PointKey, PointMarks>> {
-    let mut all: BTreeMap<PointKey, PointMarks> = BTreeMap::new();
-    for entry in list_all(access.store(), &names::marks()?) {
+    read_under(access, &names::marks()?)
+}
+
+/// Reads marks many at once: there may be one for each verification of each point.
+fn read_under(
+    access: &dyn ObjectAccess,
+    prefix: &Prefix,
+) -> Result<BTreeMap<PointKey, PointMarks>> {
+    let mut names = Vec::new();
+    for entry in list_all(access.store(), prefix) {
         let name = entry?.name;
-        if let Some(key) = marked_point(&name) {
-            read_into(access, key, &name, all.entry(key).or_default())?;
+        names.extend(marked_point(&name).map(|key| (key, name)));
+    }
+    let read = read_each(&names, |(key, name)| read_mark(access, *key, name))?;
+    let mut all: BTreeMap<PointKey, PointMarks> = BTreeMap::new();
+    for ((key, _), read) in names.iter().zip(read) {
+        let marks = all.entry(*key).or_default();
+        match read {
+            MarkRead::Mark(mark) => marks.marks.push(*mark),
+            MarkRead::Unreadable(kind, error) => marks.unreadable.push((kind, error)),
+            MarkRead::Nothing => {}
         }
     }
     for marks in all.values_mut() {
@@ -276,19 +290,22 @@ pub(crate) fn marked_point(name: &ObjectName) -> Option<PointKey> {
     })
 }
 
-fn read_into(
-    access: &dyn ObjectAccess,
-    key: PointKey,
-    name: &ObjectName,
-    marks: &mut PointMarks,
-) -> Result<()> {
+/// What lay under a mark's name.
+enum MarkRead {
+    Mark(Box<Mark>),
+    Unreadable(MarkKind, Error),
+    /// Gone since the listing, together with its point, or nothing that this program could respect.
+    Nothing,
+}
+
+fn read_mark(access: &dyn ObjectAccess, key: PointKey, name: &ObjectName) -> Result<MarkRead> {
     let (_, last) = name.split();
     let Some((kind, id)) = last.split_once('-') else {
-        return Ok(());
+        return Ok(MarkRead::Nothing);
     };
     // A kind of a newer program says nothing that this one could respect.
     let Ok(kind) = kind.parse::<MarkKind>() else {
-        return Ok(());
+        return Ok(MarkRead::Nothing);
     };
     let read = access
         .get_sealed(ObjectKind::Mark, name, MARK_SIZE_BYTES_MAX)
@@ -306,15 +323,14 @@ fn read_into(
             }
         });
     match read {
-        Ok(mark) => marks.marks.push(mark),
+        Ok(mark) => Ok(MarkRead::Mark(Box::new(mark))),
         Err(error) => match error.kind() {
             // Deleted since the listing, together with its point.
-            ErrorKind::NotFound => {}
+            ErrorKind::NotFound => Ok(MarkRead::Nothing),
             ErrorKind::Corrupt | ErrorKind::WrongKey | ErrorKind::Unsupported => {
-                marks.unreadable.push((kind, error));
+                Ok(MarkRead::Unreadable(kind, error))
             }
-            _ => return Err(error),
+            _ => Err(error),
         },
     }
-    Ok(())
 }

@@ -9,7 +9,8 @@
 //!   bundles/<bundle>
 //!   marks/<name id>-<sequence, 16 hex>/<kind>-<mark>
 //!   leases/<lease>/<beat, 16 hex>
-//!   gc/<generation, 16 hex>.condemned   gc/<generation, 16 hex>.verdict
+//!   gc/<generation, 16 hex>.condemned   gc/<generation, 16 hex>.verdict   gc/<generation, 16 hex>.verdict.copy
+//!   quarantine/<name of an object that nobody can read>
 //! ```
 
 use store::{ObjectName, Prefix};
@@ -151,10 +152,25 @@ pub(crate) fn verdict(generation: u64) -> Result<ObjectName> {
     name(format!("gc/{generation:016x}.verdict"))
 }
 
+/// The same decision once more.
+pub(crate) fn verdict_copy(generation: u64) -> Result<ObjectName> {
+    name(format!("gc/{generation:016x}.verdict.copy"))
+}
+
+/// Where an object that nobody can read is put away.
+pub(crate) fn put_away(object: &ObjectName) -> Result<ObjectName> {
+    name(format!("quarantine/{object}"))
+}
+
 /// The part of a name behind its last slash, as an id.
 pub(crate) fn last_id<T: std::str::FromStr>(name: &ObjectName) -> Option<T> {
     let (_, last) = name.split();
     last.parse().ok()
+}
+
+/// A key slot's id from the name of its object.
+pub(crate) fn parse_slot(name: &ObjectName) -> Option<SlotId> {
+    name.as_str().strip_prefix("keys/slot-")?.parse().ok()
 }
 
 /// A point's key from the name of its object.

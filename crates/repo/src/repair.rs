@@ -18,14 +18,16 @@
 //! is called damaged after two readings, and never because its key is not here or a newer program wrote it.
 //!
 //! **What it does not do.** It invents nothing: a blob that no source has stays lost, and the points that need it stay
-//! damaged until a source is found. Keyrings and key slots cannot be made again.
+//! damaged until a source is found. Keyrings and key slots cannot be made again. Points that nobody can read are given up
+//! only when that is asked for: see [`lost`].
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+mod image;
+mod lost;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use block::geometry::{BLOCK_SIZE_BYTES, FANOUT};
-use block::tree::Node;
-use block::{BlockHash, NodeHash, ReadAt, read_padded};
+use block::ReadAt;
 use store::list_all;
 
 use crate::access::ObjectAccess;
@@ -33,13 +35,13 @@ use crate::catalog::PointMemory;
 use crate::compress;
 use crate::config;
 use crate::copy::PointOrigin;
-use crate::format::blob::BLOCK_BYTES;
 use crate::format::{ObjectKind, PackKind};
 use crate::gc::census::PointCensus;
 use crate::gc::ground::Ground;
 use crate::gc::mark::is_damage;
 use crate::gc::records::{
-    Condemned, PutOutcome, Verdict, VerdictOutcome, put_condemned, put_verdict, read_records,
+    Condemned, PutOutcome, Verdict, VerdictOutcome, delete_verdict, put_condemned, put_verdict,
+    read_records, union_of_numbers,
 };
 use crate::gc::wait::Waiter;
 use crate::gc::{BlobMover, SegmentScope, merge_segments};
@@ -57,6 +59,9 @@ use crate::verify::walk::DamageWalk;
 use crate::verify::{VerifyMarks, VerifyOptions, VerifyReport, VerifyScope};
 use crate::{BlobName, Error, ErrorKind, PackId, Result, names};
 
+use image::ImageBlobs;
+pub use lost::{LostPoints, UnreadablePolicy};
+
 /// Where lost blobs may be found.
 #[derive(Clone, Copy)]
 pub enum RepairSource<'a> {
@@ -73,6 +78,25 @@ pub enum RepairMode {
     DryRun,
     /// Do it.
     Execute,
+}
+
+/// How to repair.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct RepairOptions {
+    /// Whether anything is changed.
+    pub mode: RepairMode,
+    /// What becomes of points that nobody can read and no source has.
+    pub unreadable: UnreadablePolicy,
+}
+
+impl From<RepairMode> for RepairOptions {
+    /// Gives nothing up.
+    fn from(mode: RepairMode) -> Self {
+        Self {
+            mode,
+            unreadable: UnreadablePolicy::Keep,
+        }
+    }
 }
 
 /// What a repair found and did (or would do).
@@ -95,8 +119,10 @@ pub struct RepairReport {
     pub packs_left: Vec<PackId>,
     /// Index segments after the repair.
     pub segments: u64,
-    /// Records of garbage collection that nobody could read and that were put away.
+    /// Records of garbage collection that nobody can read and that are put away.
     pub records_put_away: Vec<u64>,
+    /// Points that nobody can read, what is (to be) put away of them, and the numbers that are never given again.
+    pub lost: LostPoints,
     /// What is still wrong afterwards; absent after a dry run.
     pub after: Option<VerifyReport>,
 }
@@ -110,7 +136,12 @@ impl Repository {
     /// # Errors
     /// [`ErrorKind::Busy`] while garbage is collected or another repair runs; [`ErrorKind::Corrupt`] when a keyring that is
     /// newer than the one in use cannot be read, because packs of its keys would look damaged; else what the store answered.
-    pub fn repair(&self, sources: &[RepairSource<'_>], mode: RepairMode) -> Result<RepairReport> {
+    pub fn repair(
+        &self,
+        sources: &[RepairSource<'_>],
+        options: impl Into<RepairOptions>,
+    ) -> Result<RepairReport> {
+        let RepairOptions { mode, unreadable } = options.into();
         check_newest_ring(self.vault())?;
         let ground = Ground::new(self)?;
         let request = LeaseRequest::new(LeaseKind::Repair);
@@ -129,6 +160,7 @@ impl Repository {
             lease: &lease,
             sources,
             mode,
+            unreadable,
             report: &mut report,
             condemned: None,
         }
@@ -153,6 +185,7 @@ struct Repair<'a> {
     lease: &'a Lease,
     sources: &'a [RepairSource<'a>],
     mode: RepairMode,
+    unreadable: UnreadablePolicy,
     report: &'a mut RepairReport,
     /// The generation that packs were condemned in.
     condemned: Option<u64>,
@@ -176,7 +209,9 @@ impl Repair<'_> {
         let bad = self.find_bad()?;
         let fetched = self.fetch_lost(&bad)?;
         let replaced = self.salvage(&bad)?;
+        self.give_up_points()?;
         if self.mode == RepairMode::DryRun {
+            self.report.records_put_away = self.broken_records()?;
             return Ok(());
         }
         let deleted = self.condemn(replaced)?;
@@ -273,7 +308,8 @@ impl Repair<'_> {
             outcome: VerdictOutcome::Delete,
             packs: deleted.iter().copied().collect(),
             points: Vec::new(),
-            retired: crate::gc::retired_points(vault)?,
+            numbers: union_of_numbers(&read_records(vault)?),
+            seen: None,
         };
         self.lease.beat()?;
         if put_verdict(vault, &verdict)? == PutOutcome::Taken {
@@ -542,38 +578,53 @@ impl Repair<'_> {
         Ok(present.keys().any(|id| !told.contains(id)))
     }
 
-    /// Ends generations whose records nobody can read. Only while no lease but this one is there: then nobody can still be
+    /// Generations with a record that nobody can read, while no lease but this one is there: then nobody can still be
     /// deleting by them.
-    fn put_records_away(&mut self) -> Result<()> {
+    fn broken_records(&self) -> Result<Vec<u64>> {
         let vault = self.ground.vault.as_ref();
-        let records = read_records(vault)?;
         // A record whose key is not here may be as good as any.
         let corrupt = |error: &Error| error.kind() == ErrorKind::Corrupt;
-        let broken = |record: &&crate::gc::records::GenerationRecords| {
+        let broken = |record: &crate::gc::records::GenerationRecords| {
             matches!(&record.verdict, Some(Err(error)) if corrupt(error))
                 || matches!(&record.condemned, Some(Err(error)) if corrupt(error))
         };
-        let highest = records.last().map_or(0, |record| record.generation);
-        let broken: Vec<u64> = records
-            .iter()
-            .filter(broken)
+        let records = read_records(vault)?;
+        let broken: Vec<u64> = (records.iter())
+            .filter(|one| broken(one))
             .map(|one| one.generation)
             .collect();
-        if broken.is_empty()
-            || list_leases(vault)?
-                .iter()
-                .any(|view| view.id != self.lease.id())
-        {
+        let others = list_leases(vault)?
+            .iter()
+            .any(|view| view.id != self.lease.id());
+        Ok(if others { Vec::new() } else { broken })
+    }
+
+    /// Ends generations whose records nobody can read.
+    fn put_records_away(&mut self) -> Result<()> {
+        let broken = self.broken_records()?;
+        if broken.is_empty() {
             return Ok(());
         }
-        // The number stays taken: a newer, empty verdict keeps it.
-        let aborted = Verdict::aborted(highest.saturating_add(1));
-        if put_verdict(vault, &aborted)? == PutOutcome::Taken {
-            return Err(Error::new(ErrorKind::Busy, "garbage is being collected"));
-        }
+        let vault = Arc::clone(&self.ground.vault);
+        let vault = vault.as_ref();
+        let records = read_records(vault)?;
+        let verdicts_lost = (records.iter()).any(|one| matches!(one.verdict, Some(Err(_))));
+        let numbers = if verdicts_lost {
+            self.numbers_without_verdicts()?
+        } else {
+            union_of_numbers(&records)
+        };
+        self.put_numbers(numbers)?;
         for generation in broken {
             vault.store().delete(&names::condemned(generation)?)?;
-            vault.store().delete(&names::verdict(generation)?)?;
+            let unreadable = (records.iter())
+                .find(|one| one.generation == generation)
+                .is_some_and(|one| matches!(one.verdict, Some(Err(_))));
+            if unreadable {
+                delete_verdict(vault, generation)?;
+                // A collector that was stopped before its verdict must find the place taken.
+                put_verdict(vault, &Verdict::aborted(generation))?;
+            }
             self.report.records_put_away.push(generation);
         }
         Ok(())
@@ -606,91 +657,4 @@ fn check_newest_ring(vault: &Vault) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// Blobs of an image that are wanted: where blocks lie, and nodes made from their hashes.
-#[derive(Default)]
-struct ImageBlobs<'a> {
-    blocks: HashMap<BlockHash, (&'a dyn ReadAt, u64)>,
-    nodes: HashMap<BlobName, Node>,
-}
-
-impl<'a> ImageBlobs<'a> {
-    /// Hashes an image and remembers what of it is wanted. Memory: what is wanted, and one node per level.
-    fn learn(&mut self, image: &'a dyn ReadAt, wanted: &[BlobName]) -> Result<()> {
-        let wanted: std::collections::HashSet<&BlobName> = wanted.iter().collect();
-        let size = image.size_bytes();
-        let mut block = vec![0u8; BLOCK_BYTES];
-        let mut level: Vec<[u8; 32]> = Vec::new();
-        let mut offset = 0u64;
-        let mut leaves: Vec<NodeHash> = Vec::new();
-        while offset < size {
-            let extent = image.extent_at(offset, BLOCK_SIZE_BYTES)?;
-            let hash = if extent.kind.is_zero() && extent.length_bytes >= BLOCK_SIZE_BYTES {
-                BlockHash::zero()
-            } else {
-                read_padded(image, offset, &mut block)?;
-                BlockHash::of(&block)
-            };
-            if wanted.contains(&BlobName::Block(hash)) {
-                self.blocks.insert(hash, (image, offset));
-            }
-            level.push(*hash.as_bytes());
-            offset = offset.saturating_add(BLOCK_SIZE_BYTES);
-            if level.len() == FANOUT || offset >= size {
-                leaves.push(self.close(1, &mut level, &wanted)?);
-            }
-        }
-        let mut height = 1u8;
-        let mut below = leaves;
-        while below.len() > 1 || height < block::geometry::height(size) {
-            height = height.saturating_add(1);
-            let mut above = Vec::with_capacity(below.len().div_ceil(FANOUT));
-            for children in below.chunks(FANOUT) {
-                let mut level: Vec<[u8; 32]> =
-                    children.iter().map(|child| *child.as_bytes()).collect();
-                above.push(self.close(height, &mut level, &wanted)?);
-            }
-            below = above;
-        }
-        Ok(())
-    }
-
-    /// Makes a node of hashes, padded with zeros of the level below.
-    fn close(
-        &mut self,
-        level: u8,
-        children: &mut Vec<[u8; 32]>,
-        wanted: &std::collections::HashSet<&BlobName>,
-    ) -> Result<NodeHash> {
-        let zero = match level {
-            1 => *BlockHash::zero().as_bytes(),
-            _ => *NodeHash::zero(level.saturating_sub(1)).as_bytes(),
-        };
-        children.resize(FANOUT, zero);
-        let node = Node::from_bytes(children.as_flattened())?;
-        children.clear();
-        let hash = node.hash(level);
-        let name = BlobName::Node { level, hash };
-        if wanted.contains(&name) {
-            self.nodes.insert(name, node);
-        }
-        Ok(hash)
-    }
-
-    fn get(&self, name: &BlobName) -> Result<Option<Vec<u8>>> {
-        if let Some(node) = self.nodes.get(name) {
-            return Ok(Some(node.as_bytes().to_vec()));
-        }
-        let BlobName::Block(hash) = name else {
-            return Ok(None);
-        };
-        let Some((image, offset)) = self.blocks.get(hash) else {
-            return Ok(None);
-        };
-        let mut block = vec![0u8; BLOCK_BYTES];
-        read_padded(*image, *offset, &mut block)?;
-        // The image may have changed since it was hashed.
-        Ok(name.names(&block).then_some(block))
-    }
 }

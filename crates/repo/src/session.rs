@@ -24,7 +24,7 @@ use crate::blobs::{BlobWriter, Reliance};
 use crate::catalog::{self, MAX_POINT_BYTES};
 use crate::config::Compression;
 use crate::environment::{HostIdentity, rfc3339};
-use crate::format::{FORMAT_VERSION, ObjectKind};
+use crate::format::ObjectKind;
 use crate::gc::retired_points;
 use crate::index::Index;
 use crate::lease::{
@@ -33,8 +33,8 @@ use crate::lease::{
 };
 use crate::marks::{PointVisibility, read_marks_of};
 use crate::points::{
-    DiskVersion, ParentPoint, PointDraft, PointKey, PointWriter, ProtectedName, RecoveryPoint,
-    SignatureState, SignedPoint,
+    DiskVersion, POINT_FORMAT, ParentPoint, PointDraft, PointKey, PointWriter, ProtectedName,
+    RecoveryPoint, SignatureState, SignedPoint,
 };
 pub(crate) use crate::repository::Repository;
 use crate::{Error, ErrorKind, LeaseId, PointId, Result, names};
@@ -282,7 +282,7 @@ impl VersionSession {
             None => (now, rfc3339(now)),
         };
         let mut point = RecoveryPoint {
-            format: FORMAT_VERSION,
+            format: POINT_FORMAT,
             name: self.name.clone(),
             sequence: self.key.sequence,
             point: PointId::generate(environment.random.as_ref())?,

@@ -174,7 +174,7 @@ impl Shares {
             let mut marker = Marker::new(ground.homes(), &ground.nodes);
             let mut fresh: Vec<BlobPlace> = Vec::new();
             for root in roots {
-                marker.mark(*root, &mut |_, place| fresh.push(place), &mut Vec::new())?;
+                marker.mark(*root, &mut |place, _| fresh.push(place), &mut Vec::new())?;
                 for place in fresh.drain(..) {
                     if !shares.once.insert(place) {
                         shares.more.insert(place);

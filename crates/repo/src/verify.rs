@@ -11,8 +11,10 @@
 //! | a bit of any object flipped, an object cut short or swapped with another | that object |
 //! | a pack deleted | the blobs that it held, by every tree that needs them |
 //! | a point, tombstone or bundle deleted | a number of a name that is neither a point, nor a tombstone, nor retired by a verdict |
-//! | the newest point of a name deleted | only if it had a mark, or a later point names it as parent |
-//! | a mark deleted | a gap in the numbers of its point's marks, unless it was the newest |
+//! | the newest point of a name deleted | if garbage was collected since it was there, it had a mark, or a later point names it as parent |
+//! | a mark deleted | a gap in the numbers of its point's marks; the newest one if garbage was collected since it was there |
+//! | a key slot deleted | if garbage was collected since it was there; one that the operator removed is told until the next time |
+//! | a verdict or its copy deleted | missing |
 //! | configuration, its copy or a keyring deleted | missing |
 //! | index segments deleted | packs that no segment tells of (nothing is lost) |
 //! | a heartbeat deleted | not here: its owner notices and stops |
@@ -27,11 +29,11 @@ pub(crate) mod walk;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use crate::access::ObjectAccess;
 use crate::catalog::PointMemory;
 use crate::gc::census::PointCensus;
 use crate::gc::ground::Ground;
 use crate::gc::mark::is_damage;
-use crate::gc::retired_points;
 use crate::lease::LeaseKind;
 use crate::marks::{MarkDraft, MarkKind, PointVisibility, put_mark};
 use crate::points::{PointKey, ProtectedName, RecoveryPoint};
@@ -331,28 +333,6 @@ impl Repository {
     }
 }
 
-/// What of `1..=highest` lies in none of the ranges, which are sorted.
-fn gaps_between(known: &[(u64, u64)], highest: u64) -> Vec<(u64, u64)> {
-    let mut gaps = Vec::new();
-    let mut next = 1u64;
-    for (first, last) in known {
-        if *first > highest {
-            break;
-        }
-        if *first > next {
-            gaps.push((next, first.saturating_sub(1)));
-        }
-        next = next.max(last.saturating_add(1));
-        if *last == u64::MAX {
-            return gaps;
-        }
-    }
-    if next <= highest {
-        gaps.push((next, highest));
-    }
-    gaps
-}
-
 /// What the trees of all points showed.
 struct WalkedPoints {
     damage: Vec<Finding>,
@@ -413,9 +393,7 @@ fn check_places(ground: &Ground, census: &PointCensus, report: &mut VerifyReport
     for (object, _, error) in &census.unreadable {
         report.find(object, error, FindingSeverity::Damaged);
     }
-    let retired = retired_points(ground.vault.as_ref())?;
-    let taken = census.taken();
-    let mut highest: BTreeMap<NameId, u64> = BTreeMap::new();
+    let mut highest: BTreeMap<NameId, u64> = census.given.clone();
     let parents = census.points.values().filter_map(|point| {
         let sequence = point.parent.as_ref()?.sequence;
         Some(PointKey {
@@ -423,10 +401,10 @@ fn check_places(ground: &Ground, census: &PointCensus, report: &mut VerifyReport
             sequence,
         })
     });
-    let retired_highest = retired.names().filter_map(|name_id| {
+    let retired_highest = census.numbers.retired.names().filter_map(|name_id| {
         Some(PointKey {
             name_id,
-            sequence: retired.highest(name_id)?,
+            sequence: census.numbers.retired.highest(name_id)?,
         })
     });
     // Only what can be read speaks of other places: anybody can put an object with any number in its name.
@@ -442,12 +420,9 @@ fn check_places(ground: &Ground, census: &PointCensus, report: &mut VerifyReport
         let highest = highest.entry(key.name_id).or_default();
         *highest = (*highest).max(key.sequence);
     }
-    for (name_id, highest) in highest {
-        let places = taken.iter().filter(|key| key.name_id == name_id);
-        let places = places.map(|key| (key.sequence, key.sequence));
-        let mut known: Vec<(u64, u64)> = places.chain(retired.ranges(name_id)).collect();
-        known.sort_unstable();
-        for (first, last) in gaps_between(&known, highest) {
+    let highest_of = |name_id| highest.get(&name_id).copied().unwrap_or(0);
+    for (name_id, gaps) in census.numbers.gaps(&census.places(), highest_of) {
+        for (first, last) in gaps {
             report.missing_points.push(PointGap {
                 name_id,
                 first,
@@ -465,6 +440,21 @@ fn check_places(ground: &Ground, census: &PointCensus, report: &mut VerifyReport
             let place = names::point(PointKey { name_id, sequence })?;
             report.find(place, what, FindingSeverity::Damaged);
         }
+    }
+    for slot in census.seen.iter().flat_map(|seen| &seen.slots) {
+        let name = names::slot(*slot)?;
+        match ground.vault.store().size(&name) {
+            Ok(_) => {}
+            Err(error) if error.kind() == store::ErrorKind::NotFound => {
+                let what = "this key slot is gone since garbage was collected last; if you removed it, all is well";
+                report.find(name, what, FindingSeverity::Degraded);
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    for name_id in census.names_without_newest_mark() {
+        let what = "the newest mark of one of its points is missing";
+        report.find(format!("marks/{name_id}-…"), what, FindingSeverity::Damaged);
     }
     for (key, marks) in &census.marks {
         let numbers: BTreeSet<u64> = marks.marks.iter().map(|mark| mark.number).collect();

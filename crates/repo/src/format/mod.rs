@@ -31,7 +31,7 @@ pub use blob::{BlobName, Codec};
 pub use pack::{DirectoryEntry, PackHeader, PackKind};
 
 /// Version of everything in this module; a reader refuses any other.
-pub const FORMAT_VERSION: u16 = 1;
+pub const FORMAT_VERSION: u16 = 2;
 
 /// First bytes of every small object.
 pub const ENVELOPE_MAGIC: [u8; 8] = *b"HIKAEOBJ";

@@ -20,7 +20,8 @@ use crate::points::{Bundle, PointKey};
 use crate::vault::Vault;
 use crate::{BundleId, ErrorKind, PackId, Result, names};
 
-use super::records::{GenerationRecords, Retired, Verdict, VerdictOutcome, read_records};
+use super::numbers::{NumberSet, Numbers};
+use super::records::{Verdict, VerdictOutcome, delete_verdict, read_records, union_of_numbers};
 use super::report::{GcPhase, Quarantined};
 
 /// Most bytes of a bundle that are read.
@@ -146,19 +147,9 @@ pub(super) fn put_bundle(vault: &Vault, lease: &Lease, mut bundle: Bundle) -> Re
     vault.put_json(ObjectKind::Bundle, &names::bundle(id)?, &bundle)
 }
 
-/// The union of the retired tables of all readable verdicts.
-pub(crate) fn retired_points(access: &dyn ObjectAccess) -> Result<Retired> {
-    Ok(union_of_retired(&read_records(access)?))
-}
-
-pub(super) fn union_of_retired(records: &[GenerationRecords]) -> Retired {
-    let mut all = Retired::default();
-    for record in records {
-        if let Some(Ok(verdict)) = &record.verdict {
-            all.merge(&verdict.retired);
-        }
-    }
-    all
+/// Every point that a readable verdict removed.
+pub(crate) fn retired_points(access: &dyn ObjectAccess) -> Result<NumberSet> {
+    Ok(union_of_numbers(&read_records(access)?).retired)
 }
 
 /// Verdicts of aborted generations stay until this many newer generations were numbered: a collector that was stopped between
@@ -185,17 +176,19 @@ pub(super) fn put_away(access: &dyn ObjectAccess, generation: u64) -> Result<()>
             continue;
         }
         // Only verdicts that stay can cover it; the ones before it may have gone in this very loop.
-        let mut cover = Retired::default();
+        let mut cover = Numbers::default();
+        let mut saw = verdict.seen.is_none();
         for later in records
             .iter()
             .filter(|later| later.generation > record.generation)
         {
             if let Some(Ok(later)) = &later.verdict {
-                cover.merge(&later.retired);
+                cover.merge(&later.numbers);
+                saw |= later.seen.is_some();
             }
         }
-        if cover.covers(&verdict.retired) {
-            access.store().delete(&names::verdict(record.generation)?)?;
+        if saw && cover.covers(&verdict.numbers) {
+            delete_verdict(access, record.generation)?;
         }
     }
     Ok(())

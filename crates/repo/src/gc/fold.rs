@@ -2,7 +2,8 @@
 //!
 //! **Invariants.** What is merged is durable before what it replaces is deleted. A reader that lists single points before
 //! bundles, and index segments after packs, misses nothing in between. A point that a lease has reserved is not moved: the
-//! name must stay taken while somebody may still want to commit or fence there.
+//! name must stay taken while somebody may still want to commit or fence there. Neither is one whose number no verdict tells
+//! yet: a bundle that cannot be read later must leave no doubt about which numbers were given.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -20,6 +21,7 @@ use crate::{ErrorKind, PackId, Result, SegmentId, names};
 
 use super::delete::{put_bundle, read_bundles};
 use super::mark::is_damage;
+use super::records::{read_records, union_of_numbers};
 use super::report::Quarantined;
 
 /// A merged segment is closed at this size.
@@ -197,6 +199,8 @@ pub(super) fn bundle_points(
     if singles.len() < points_min.max(1) {
         return Ok(0);
     }
+    let numbers = union_of_numbers(&read_records(vault)?);
+    singles.retain(|key| numbers.given.get(&key.name_id) >= Some(&key.sequence));
     let mut members: Vec<BundledPoint> = Vec::new();
     let mut moved: Vec<PointKey> = Vec::new();
     for key in singles {

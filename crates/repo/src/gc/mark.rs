@@ -8,7 +8,8 @@
 //!
 //! **Invariants.** Memory is one bit per blob and a path of nodes. A subtree is skipped only if its top's bit was set by this
 //! very marking, never because the index knows it: a node's presence proves nothing about its children. What cannot be read
-//! or found is collected and does not end the marking.
+//! or found is collected and does not end the marking. Of a blob with several places one is marked and the others are noted as
+//! spare: see [`super::spare`] for what has to be true before they go.
 
 use block::NodeHash;
 use block::tree::NodeSource;
@@ -118,8 +119,13 @@ pub(crate) struct Marker<'a> {
     homes: &'a dyn BlobHomes,
     nodes: &'a dyn NodeSource,
     pub(crate) marks: BlobMarks,
+    /// Places of marked blobs that were not chosen.
+    pub(crate) spares: BlobMarks,
     pub(crate) nodes_read: u64,
 }
+
+/// Hears of a blob that was not marked before: where it is marked, and all of its places.
+pub(crate) type Visit<'v> = dyn FnMut(BlobPlace, &[BlobPlace]) + 'v;
 
 impl<'a> Marker<'a> {
     pub(crate) fn new(homes: &'a dyn BlobHomes, nodes: &'a dyn NodeSource) -> Self {
@@ -136,6 +142,7 @@ impl<'a> Marker<'a> {
             homes,
             nodes,
             marks,
+            spares: BlobMarks::default(),
             nodes_read: 0,
         }
     }
@@ -148,7 +155,7 @@ impl<'a> Marker<'a> {
     pub(crate) fn mark(
         &mut self,
         root: TreeRoot,
-        visit: &mut dyn FnMut(&BlobName, BlobPlace),
+        visit: &mut Visit<'_>,
         unreachable: &mut Vec<Unreachable>,
     ) -> Result<()> {
         // At most one path of nodes with all their children: height times fan-out.
@@ -194,7 +201,7 @@ impl<'a> Marker<'a> {
     fn reach(
         &mut self,
         name: &BlobName,
-        visit: &mut dyn FnMut(&BlobName, BlobPlace),
+        visit: &mut Visit<'_>,
         unreachable: &mut Vec<Unreachable>,
     ) -> Result<bool> {
         let places = self.homes.homes(name)?;
@@ -207,7 +214,10 @@ impl<'a> Marker<'a> {
             return Ok(false);
         };
         self.marks.insert(place);
-        visit(name, place);
+        for spare in places.iter().skip(1) {
+            self.spares.insert(*spare);
+        }
+        visit(place, &places);
         Ok(true)
     }
 }

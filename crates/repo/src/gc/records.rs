@@ -10,12 +10,13 @@
 //! ```
 //!
 //! The newest verdict stays for ever: it keeps the generation's number taken. So do those of aborted generations for a long
-//! time: a collector that was stopped before its verdict finds the place taken when it goes on. The newest verdict's table of **retired** points proves that a
-//! sequence number without a point was removed by garbage collection and not by somebody else.
+//! time: a collector that was stopped before its verdict finds the place taken when it goes on. What a verdict says of
+//! **numbers** proves that one without a point was removed by garbage collection and not by somebody else, and that none is
+//! given twice. Since that is told nowhere else, a verdict has a **copy**, put behind it: either of the two is enough.
 //!
-//! **Invariants.** Both are create-if-absent. A verdict ends its generation for everybody: whoever wants to abort one puts an
-//! empty verdict, and the collector that comes second stops. The union of the retired tables of all verdicts that are
-//! present never shrinks.
+//! **Invariants.** Both records are create-if-absent. A verdict ends its generation for everybody: whoever wants to abort one
+//! puts an empty verdict, and the collector that comes second stops. The copy decides nothing: it is put by whoever put the
+//! verdict, and deleted before it. The union of what all verdicts that are present say of numbers never shrinks.
 
 use std::collections::BTreeMap;
 
@@ -25,7 +26,9 @@ use store::{ObjectName, list_all};
 use crate::access::ObjectAccess;
 use crate::format::{MAX_ENVELOPE_TEXT_BYTES, ObjectKind};
 use crate::points::PointKey;
-use crate::{Error, ErrorKind, LeaseId, NameId, PackId, Result, names};
+use crate::{Error, ErrorKind, LeaseId, PackId, Result, names};
+
+use super::numbers::{Numbers, Seen};
 
 /// Most bytes of a record that are read.
 const RECORD_SIZE_BYTES_MAX: u64 = MAX_ENVELOPE_TEXT_BYTES as u64 + 4_096;
@@ -56,9 +59,12 @@ pub struct Verdict {
     /// Points to delete, with their marks.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub points: Vec<PointKey>,
-    /// All points that this and earlier generations removed.
-    #[serde(default, skip_serializing_if = "Retired::is_empty")]
-    pub retired: Retired,
+    /// What is known of numbers, those of `points` included.
+    #[serde(default)]
+    pub numbers: Numbers,
+    /// What was there besides.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seen: Option<Seen>,
 }
 
 /// How a generation ended.
@@ -79,81 +85,9 @@ impl Verdict {
             outcome: VerdictOutcome::Aborted,
             packs: Vec::new(),
             points: Vec::new(),
-            retired: Retired::default(),
+            numbers: Numbers::default(),
+            seen: None,
         }
-    }
-}
-
-/// Sequence numbers, by name, that garbage collection removed: ranges, both ends included, sorted, not touching.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct Retired(BTreeMap<NameId, Vec<(u64, u64)>>);
-
-impl Retired {
-    /// Whether nothing was ever removed.
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
-    /// Whether the point was removed.
-    pub fn contains(&self, key: PointKey) -> bool {
-        self.0.get(&key.name_id).is_some_and(|ranges| {
-            ranges
-                .iter()
-                .any(|(first, last)| (*first..=*last).contains(&key.sequence))
-        })
-    }
-
-    /// The highest removed number of a name.
-    pub fn highest(&self, name: NameId) -> Option<u64> {
-        self.0
-            .get(&name)
-            .and_then(|ranges| ranges.iter().map(|(_, last)| *last).max())
-    }
-
-    /// The removed numbers of a name, as sorted ranges with both ends included.
-    pub fn ranges(&self, name: NameId) -> impl Iterator<Item = (u64, u64)> + '_ {
-        self.0.get(&name).into_iter().flatten().copied()
-    }
-
-    /// The names that lost a point.
-    pub fn names(&self) -> impl Iterator<Item = NameId> + '_ {
-        self.0.keys().copied()
-    }
-
-    /// Removes one more.
-    pub fn insert(&mut self, key: PointKey) {
-        self.insert_range(key.name_id, key.sequence, key.sequence);
-    }
-
-    /// Adds all of another table.
-    pub fn merge(&mut self, other: &Self) {
-        for (name, ranges) in &other.0 {
-            for (first, last) in ranges {
-                self.insert_range(*name, *first, *last);
-            }
-        }
-    }
-
-    /// Whether all of `other` is in here.
-    pub fn covers(&self, other: &Self) -> bool {
-        let mut both = self.clone();
-        both.merge(other);
-        both == *self
-    }
-
-    fn insert_range(&mut self, name: NameId, first: u64, last: u64) {
-        let ranges = self.0.entry(name).or_default();
-        ranges.push((first, last.max(first)));
-        ranges.sort_unstable();
-        let mut joined: Vec<(u64, u64)> = Vec::with_capacity(ranges.len());
-        for (first, last) in ranges.drain(..) {
-            match joined.last_mut() {
-                Some((_, end)) if first <= end.saturating_add(1) => *end = (*end).max(last),
-                _ => joined.push((first, last)),
-            }
-        }
-        *ranges = joined;
     }
 }
 
@@ -166,6 +100,17 @@ pub struct GenerationRecords {
     pub condemned: Option<Result<Condemned>>,
     /// How it ended, if it did.
     pub verdict: Option<Result<Verdict>>,
+    /// Whether the verdict lies there twice.
+    pub halves: VerdictHalves,
+}
+
+/// How many of a verdict's two objects are there and of use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum VerdictHalves {
+    /// The verdict is readable and its copy is listed; or there is none of them.
+    Both,
+    /// Only one of them, or the verdict itself cannot be read.
+    One,
 }
 
 impl GenerationRecords {
@@ -185,6 +130,8 @@ impl GenerationRecords {
 enum RecordPart {
     Condemned,
     Verdict,
+    /// The verdict once more.
+    Copy,
 }
 
 fn list_parts(access: &dyn ObjectAccess) -> Result<BTreeMap<u64, Vec<RecordPart>>> {
@@ -198,6 +145,7 @@ fn list_parts(access: &dyn ObjectAccess) -> Result<BTreeMap<u64, Vec<RecordPart>
         let part = match part {
             "condemned" => RecordPart::Condemned,
             "verdict" => RecordPart::Verdict,
+            "verdict.copy" => RecordPart::Copy,
             _ => continue,
         };
         if let Some(generation) = names::parse_number(number) {
@@ -231,23 +179,53 @@ fn try_read_records(access: &dyn ObjectAccess) -> Result<Option<Vec<GenerationRe
             generation,
             condemned: None,
             verdict: None,
+            halves: VerdictHalves::Both,
         };
-        for part in parts {
-            match part {
-                RecordPart::Condemned => record.condemned = read_condemned(access, generation)?,
-                RecordPart::Verdict => {
-                    record.verdict = read_verdict(access, generation)?;
-                    if record.verdict.is_none() {
-                        return Ok(None);
-                    }
-                }
-            }
+        if parts.contains(&RecordPart::Condemned) {
+            record.condemned = read_condemned(access, generation)?;
         }
+        let (verdict, halves) = read_verdict(access, generation, &parts)?;
+        if verdict.is_none() && parts.contains(&RecordPart::Verdict) {
+            return Ok(None);
+        }
+        record.verdict = verdict;
+        record.halves = halves;
         if record.condemned.is_some() || record.verdict.is_some() {
             records.push(record);
         }
     }
     Ok(Some(records))
+}
+
+/// A verdict from whichever of its two objects is readable, of those that were listed.
+fn read_verdict(
+    access: &dyn ObjectAccess,
+    generation: u64,
+    parts: &[RecordPart],
+) -> Result<(Option<Result<Verdict>>, VerdictHalves)> {
+    let half = |part, name: Result<ObjectName>| {
+        if parts.contains(&part) {
+            read_half(access, generation, &name?)
+        } else {
+            Ok(None)
+        }
+    };
+    let verdict = half(RecordPart::Verdict, names::verdict(generation))?;
+    if matches!(verdict, Some(Ok(_))) {
+        // Whether the copy can be read is what a verification asks.
+        let halves = if parts.contains(&RecordPart::Copy) {
+            VerdictHalves::Both
+        } else {
+            VerdictHalves::One
+        };
+        return Ok((verdict, halves));
+    }
+    let copy = half(RecordPart::Copy, names::verdict_copy(generation))?;
+    let read = match (verdict, copy) {
+        (_, Some(Ok(copy))) => Some(Ok(copy)),
+        (verdict, copy) => verdict.or(copy),
+    };
+    Ok((read, VerdictHalves::One))
 }
 
 fn read_condemned(access: &dyn ObjectAccess, generation: u64) -> Result<Option<Result<Condemned>>> {
@@ -258,9 +236,12 @@ fn read_condemned(access: &dyn ObjectAccess, generation: u64) -> Result<Option<R
     sort_out(read)
 }
 
-fn read_verdict(access: &dyn ObjectAccess, generation: u64) -> Result<Option<Result<Verdict>>> {
-    let name = names::verdict(generation)?;
-    let read = read_record(access, ObjectKind::Verdict, &name, |body: &Verdict| {
+fn read_half(
+    access: &dyn ObjectAccess,
+    generation: u64,
+    name: &ObjectName,
+) -> Result<Option<Result<Verdict>>> {
+    let read = read_record(access, ObjectKind::Verdict, name, |body: &Verdict| {
         body.generation == generation
     });
     sort_out(read)
@@ -318,10 +299,12 @@ pub(crate) fn condemned_since(
         let Some(mut condemned) = read_condemned(access, generation)? else {
             continue;
         };
-        let mut verdict = read_verdict(access, generation)?;
+        // What was put since the listing counts as well.
+        let all = [RecordPart::Verdict, RecordPart::Copy];
+        let (mut verdict, _) = read_verdict(access, generation, &all)?;
         if condemned.is_err() && verdict.is_none() {
             put_verdict(access, &Verdict::aborted(generation))?;
-            verdict = read_verdict(access, generation)?;
+            (verdict, _) = read_verdict(access, generation, &all)?;
         }
         if let Some(Ok(verdict)) = verdict {
             news.push(CondemnedNews {
@@ -353,7 +336,60 @@ pub(crate) fn put_condemned(access: &dyn ObjectAccess, record: &Condemned) -> Re
 
 pub(crate) fn put_verdict(access: &dyn ObjectAccess, record: &Verdict) -> Result<PutOutcome> {
     let name = names::verdict(record.generation)?;
-    put_record(access, ObjectKind::Verdict, &name, record)
+    if put_record(access, ObjectKind::Verdict, &name, record)? == PutOutcome::Taken {
+        return Ok(PutOutcome::Taken);
+    }
+    let copy = names::verdict_copy(record.generation)?;
+    match put_record(access, ObjectKind::Verdict, &copy, record) {
+        // On a full store the verdict makes room first; the next run puts one with a copy.
+        Err(error) if error.kind() == ErrorKind::Full => Ok(PutOutcome::Put),
+        Err(error) => Err(error),
+        Ok(_) => Ok(PutOutcome::Put),
+    }
+}
+
+/// Deletes a verdict: the copy first, so that it never stands alone for long.
+pub(crate) fn delete_verdict(access: &dyn ObjectAccess, generation: u64) -> Result<()> {
+    access.store().delete(&names::verdict_copy(generation)?)?;
+    Ok(access.store().delete(&names::verdict(generation)?)?)
+}
+
+/// What all readable verdicts say of numbers.
+pub(crate) fn union_of_numbers(records: &[GenerationRecords]) -> Numbers {
+    let mut all = Numbers::default();
+    for record in records {
+        if let Some(Ok(verdict)) = &record.verdict {
+            all.merge(&verdict.numbers);
+        }
+    }
+    all
+}
+
+/// What the newest verdict that says so saw besides.
+pub(crate) fn newest_seen(records: &[GenerationRecords]) -> Option<&Seen> {
+    let verdicts = records
+        .iter()
+        .rev()
+        .filter_map(|record| record.verdict.as_ref());
+    verdicts
+        .filter_map(|verdict| verdict.as_ref().ok())
+        .find_map(|verdict| verdict.seen.as_ref())
+}
+
+/// Verdicts of which one of the two objects is not there.
+pub(crate) fn lone_halves(access: &dyn ObjectAccess) -> Result<Vec<ObjectName>> {
+    let mut missing = Vec::new();
+    for (generation, parts) in list_parts(access)? {
+        match (
+            parts.contains(&RecordPart::Verdict),
+            parts.contains(&RecordPart::Copy),
+        ) {
+            (true, false) => missing.push(names::verdict_copy(generation)?),
+            (false, true) => missing.push(names::verdict(generation)?),
+            _ => {}
+        }
+    }
+    Ok(missing)
 }
 
 fn put_record<T: Serialize>(

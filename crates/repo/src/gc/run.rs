@@ -15,16 +15,21 @@ use crate::vault::Vault;
 use crate::{Error, ErrorKind, PackId, Result, names};
 
 use super::census::PointCensus;
-use super::delete::{apply_verdict, put_away, union_of_retired};
+use super::delete::{apply_verdict, put_away};
 use super::fold::{SegmentScope, bundle_points, merge_segments};
 use super::ground::Ground;
 use super::mark::{BlobMarks, Marker, Unreachable};
-use super::plan::{GcMode, GcOptions, MissingPolicy, PackFacts, PinReason, live_bytes, plan_packs};
+use super::numbers::{Numbers, Seen};
+use super::plan::{
+    GcMode, GcOptions, MissingPolicy, PackFacts, PackPlan, PinReason, live_bytes, plan_packs,
+};
 use super::records::{
-    Condemned, PutOutcome, Verdict, VerdictOutcome, put_condemned, put_verdict, read_records,
+    Condemned, PutOutcome, Verdict, VerdictHalves, VerdictOutcome, newest_seen, put_condemned,
+    put_verdict, read_records, union_of_numbers,
 };
 use super::repack::BlobMover;
 use super::report::{GcReport, Quarantined};
+use super::spare::{SpareCheck, SpareOutcome};
 use super::wait::Waiter;
 
 /// Removes what nothing needs: forgotten points, dead packs, scattered small objects.
@@ -49,6 +54,7 @@ pub fn collect_garbage(repository: &Repository, options: &GcOptions) -> Result<G
         lease: &lease,
         report: &mut report,
         next_generation: 0,
+        noted: None,
     }
     .execute();
     let released = lease.release();
@@ -76,12 +82,16 @@ struct Run<'a> {
     /// The number that this run's next generation has. Fixed before anything is marked: another collector that worked
     /// meanwhile has taken it.
     next_generation: u64,
+    /// What the last look at all points showed that no verdict of this run says yet.
+    noted: Option<(Numbers, Seen)>,
 }
 
 /// What the first marking found.
 struct Findings {
     facts: Vec<PackFacts>,
     marks: BlobMarks,
+    /// Second places of live blobs.
+    spares: BlobMarks,
     droppable: Vec<PointKey>,
 }
 
@@ -108,9 +118,7 @@ impl Run<'_> {
             self.next_generation = highest.saturating_add(1);
         }
         let mut findings = self.find()?;
-        let plan = plan_packs(&findings.facts, self.options, |kind| {
-            target_bytes(self.ground.vault.as_ref(), kind)
-        });
+        let plan = self.plan(&mut findings)?;
         let by_id: BTreeMap<PackId, PackFacts> = findings
             .facts
             .drain(..)
@@ -147,6 +155,45 @@ impl Run<'_> {
             self.generation(moved, Vec::new(), &mut findings.marks)?;
         }
         self.fold()
+    }
+
+    /// Decides which packs go. A pack with the only good copy of a blob is not among them.
+    fn plan(&mut self, findings: &mut Findings) -> Result<PackPlan> {
+        let mut check = SpareCheck::default();
+        loop {
+            let vault = self.ground.vault.as_ref();
+            let target = |kind| target_bytes(vault, kind);
+            let plan = plan_packs(&findings.facts, self.options, target);
+            if self.spares_packs() {
+                return Ok(plan);
+            }
+            let mut changed = false;
+            for pack in plan.dead.iter().chain(&plan.repack) {
+                self.lease.check()?;
+                let outcome = check.settle(
+                    self.ground,
+                    *pack,
+                    &findings.spares,
+                    &mut findings.marks,
+                    &mut self.report.quarantined,
+                )?;
+                let facts = findings.facts.iter_mut().find(|one| one.pack == *pack);
+                match (outcome, facts) {
+                    (SpareOutcome::MayGo, _) | (_, None) => continue,
+                    (SpareOutcome::Needed(blobs), Some(facts)) => {
+                        facts.live_blobs = facts.live_blobs.saturating_add(blobs);
+                    }
+                    (SpareOutcome::Unreadable, Some(facts)) => {
+                        facts.pinned = Some(PinReason::Damaged);
+                    }
+                }
+                changed = true;
+            }
+            // Each pack is looked into once, so that this ends.
+            if !changed {
+                return Ok(plan);
+            }
+        }
     }
 
     /// Finishes or aborts what earlier collectors left. Nobody else collects: this run is alone.
@@ -233,7 +280,8 @@ impl Run<'_> {
             marker.mark(root, &mut |_, _| {}, &mut unreachable)?;
         }
         self.report.nodes_read = marker.nodes_read;
-        let marks = marker.marks;
+        let (marks, spares) = (marker.marks, marker.spares);
+        self.note(&census, &[])?;
         let damaged = self.quarantine_unreachable(unreachable)?;
 
         let mut facts = Vec::with_capacity(packs.len());
@@ -263,6 +311,7 @@ impl Run<'_> {
         Ok(Findings {
             facts,
             marks,
+            spares,
             droppable,
         })
     }
@@ -381,6 +430,8 @@ impl Run<'_> {
         if put_verdict(vault, &verdict)? == PutOutcome::Taken {
             return Err(fenced(generation));
         }
+        // Whatever this verdict tells need not be told again.
+        self.noted = None;
         let deleted = apply_verdict(vault, self.lease, &verdict, &mut self.report.quarantined)?;
         self.count_deleted(deleted.objects, deleted.size_bytes);
         self.report.dropped.extend(verdict.points.iter().copied());
@@ -421,10 +472,10 @@ impl Run<'_> {
         let mut unreachable = Vec::new();
         let mut touched: BTreeSet<u32> = BTreeSet::new();
         for root in roots_of(&census, &points, &leases) {
-            let mut visit = |_: &crate::BlobName, place: crate::index::BlobPlace| {
-                if numbers.contains(&place.pack) {
-                    touched.insert(place.pack);
-                }
+            // Of a blob that was not live before nobody has read the other places.
+            let mut visit = |_, places: &[crate::index::BlobPlace]| {
+                let condemned = places.iter().map(|place| place.pack);
+                touched.extend(condemned.filter(|pack| numbers.contains(pack)));
             };
             marker.mark(root, &mut visit, &mut unreachable)?;
         }
@@ -440,17 +491,60 @@ impl Run<'_> {
             rescued.extend(&condemned);
         }
         self.report.rescued.extend(&rescued);
-        let mut retired = union_of_retired(&read_records(ground.vault.as_ref())?);
-        for key in &points {
-            retired.insert(*key);
-        }
+        self.note(&census, &points)?;
+        let (numbers, seen) = self.noted.clone().unwrap_or_default();
         Ok(Verdict {
             generation: record.generation,
             outcome: VerdictOutcome::Delete,
             packs: condemned.difference(&rescued).copied().collect(),
             points,
-            retired,
+            numbers,
+            seen: Some(seen),
         })
+    }
+
+    /// Keeps what the next verdict shall tell.
+    fn note(&mut self, census: &PointCensus, dropped: &[PointKey]) -> Result<()> {
+        let (numbers, marks) = census.note(dropped);
+        let mut slots = Vec::new();
+        for entry in list_all(self.ground.vault.store(), &names::keys()?) {
+            slots.extend(names::parse_slot(&entry?.name));
+        }
+        self.noted = Some((numbers, Seen { marks, slots }));
+        Ok(())
+    }
+
+    /// Puts a verdict that deletes nothing, where no verdict of this run told of the numbers that are given and of what else
+    /// is there, or the newest one lies there once only.
+    fn write_down(&mut self) -> Result<()> {
+        let Some((numbers, seen)) = self.noted.take() else {
+            return Ok(());
+        };
+        let vault = self.ground.vault.as_ref();
+        let records = read_records(vault)?;
+        let told = union_of_numbers(&records).covers(&numbers)
+            && newest_seen(&records).unwrap_or(&Seen::default()) == &seen
+            && records
+                .last()
+                .is_none_or(|last| last.halves == VerdictHalves::Both);
+        if told {
+            return Ok(());
+        }
+        let generation = self.next_generation;
+        self.next_generation = generation.saturating_add(1);
+        let verdict = Verdict {
+            generation,
+            outcome: VerdictOutcome::Delete,
+            packs: Vec::new(),
+            points: Vec::new(),
+            numbers,
+            seen: Some(seen),
+        };
+        self.lease.beat()?;
+        if put_verdict(vault, &verdict)? == PutOutcome::Taken {
+            return Err(fenced(generation));
+        }
+        put_away(vault, generation)
     }
 
     /// Copies live blobs out of the packs; gives those that may go. Stops where the store is full.
@@ -503,8 +597,10 @@ impl Run<'_> {
         }
     }
 
-    /// Merges index segments and bundles points where there are many.
+    /// Writes down what numbers were given, merges index segments and bundles points where there are many.
     fn fold(&mut self) -> Result<()> {
+        let outcome = self.write_down();
+        self.unless_full(outcome)?;
         let vault = self.ground.vault.as_ref();
         let segments = list_all(vault.store(), &names::segments()?).count();
         self.report.segments_before = u64::try_from(segments).unwrap_or(u64::MAX);

@@ -116,7 +116,9 @@ impl Repository {
                 }
                 // Whether it drops the point is not known, and its deletions may still be going on.
                 (Some(_), Some(Err(error))) => return Err(error.again()),
-                (_, Some(Ok(verdict))) if verdict.retired.contains(key) => return Err(gone()),
+                (_, Some(Ok(verdict))) if verdict.numbers.retired.contains(key) => {
+                    return Err(gone());
+                }
                 _ => {}
             }
         }

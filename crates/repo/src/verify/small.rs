@@ -7,6 +7,7 @@ use store::{ListEntry, ObjectName, Prefix, Store, list_all};
 use crate::access::ObjectAccess;
 use crate::format::envelope::{self, MAX_ENVELOPE_BYTES};
 use crate::format::{MAX_PACK_BYTES, ObjectKind, PackKind, segment};
+use crate::gc::records::lone_halves;
 use crate::gc::{Condemned, Verdict};
 use crate::lease::{LeaseBody, list_leases};
 use crate::marks::Mark;
@@ -23,9 +24,13 @@ enum Expected {
     /// A point or a tombstone.
     Place,
     Pack(PackKind, PackId),
+    /// What a repair put away because nobody can read it.
+    PutAway,
     /// Nothing that belongs into a repository.
     Stranger,
 }
+
+const PUT_AWAY: &str = "put away by a repair because nobody can read it; nothing needs it any more";
 
 fn expected(name: &ObjectName) -> Expected {
     let text = name.as_str();
@@ -40,7 +45,10 @@ fn expected(name: &ObjectName) -> Expected {
         "marks" => ObjectKind::Mark,
         "leases" => ObjectKind::Lease,
         "gc" if rest.ends_with(".condemned") => ObjectKind::Condemned,
-        "gc" if rest.ends_with(".verdict") => ObjectKind::Verdict,
+        "gc" if rest.ends_with(".verdict") || rest.ends_with(".verdict.copy") => {
+            ObjectKind::Verdict
+        }
+        "quarantine" => return Expected::PutAway,
         _ => {
             let pack = PackKind::ALL
                 .into_iter()
@@ -72,6 +80,10 @@ pub(super) fn check_small_objects(vault: &Vault, report: &mut VerifyReport) -> R
                     "not an object of this repository",
                     FindingSeverity::Degraded,
                 );
+                continue;
+            }
+            Expected::PutAway => {
+                report.find(&name, PUT_AWAY, FindingSeverity::Degraded);
                 continue;
             }
             Expected::Place => check_place(vault, &name),
@@ -143,6 +155,13 @@ fn check_presence(
             }
             Err(error) => return Err(error.into()),
         }
+    }
+    for name in lone_halves(vault)? {
+        report.find(
+            &name,
+            "missing; the other copy is there",
+            FindingSeverity::Degraded,
+        );
     }
     if let Some(ring) = vault.keyring() {
         for generation in 1..=ring.generation {
@@ -240,7 +259,10 @@ fn get_small(store: &dyn Store, name: &ObjectName) -> Result<Vec<u8>> {
 /// # Errors
 /// What the store answered, if that says nothing about what lies in it.
 pub fn verify_without_keys(store: &dyn Store) -> Result<VerifyReport> {
-    let mut report = VerifyReport::default();
+    let mut report = VerifyReport {
+        protection: crate::read::ReadProtection::None,
+        ..VerifyReport::default()
+    };
     for entry in list_all(store, &Prefix::root()) {
         let ListEntry { name, size_bytes } = entry?;
         let outcome = match expected(&name) {
@@ -250,6 +272,10 @@ pub fn verify_without_keys(store: &dyn Store) -> Result<VerifyReport> {
                     "not an object of a repository",
                     FindingSeverity::Degraded,
                 );
+                continue;
+            }
+            Expected::PutAway => {
+                report.find(&name, PUT_AWAY, FindingSeverity::Degraded);
                 continue;
             }
             Expected::Pack(kind, id) => {

@@ -159,41 +159,34 @@ fn a_damaged_upper_node_spares_what_is_below_it() {
 
 #[test]
 fn no_number_is_given_while_it_is_not_known_which_ones_were() {
-    let small = GcOptions {
-        bundle_points_min: 2,
-        ..options()
+    let world = World::new(4);
+    let [(one, _), (two, second)] = two_versions(&world);
+    let repository = world.open();
+    // The highest numbers are told by the verdict alone, which lies there twice.
+    repository.forget(&one, "").unwrap();
+    repository.forget(&two, "").unwrap();
+    collect(&repository);
+    let objects: [String; 2] = world.objects("gc/").try_into().unwrap();
+    let flip = |at: usize| {
+        let name = objects[at].parse().unwrap();
+        world.memory.damage(&name, |bytes| bytes[70] ^= 1).unwrap();
     };
-    for prefix in ["bundles/", "gc/"] {
-        let world = World::new(4);
-        let [(one, _), (two, second)] = two_versions(&world);
-        let repository = world.open();
-        if prefix == "gc/" {
-            // The highest numbers are told by the verdict alone.
-            repository.forget(&one, "").unwrap();
-            repository.forget(&two, "").unwrap();
-        }
-        collect_garbage(&repository, &small).unwrap();
-        let [object] = world.objects(prefix).try_into().unwrap();
-        let name_of = object.parse().unwrap();
-        world
-            .memory
-            .damage(&name_of, |bytes| bytes[70] ^= 1)
-            .unwrap();
-        let error = world
-            .open()
-            .begin(&name("vm"), &begin_options())
-            .map(|_| ())
-            .unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
-        assert!(error.to_string().contains(&object), "{error}");
-        assert!(world.objects("leases/").is_empty());
-        // Whole again, the numbers go on.
-        world
-            .memory
-            .damage(&name_of, |bytes| bytes[70] ^= 1)
-            .unwrap();
-        assert_eq!(back_up(&world.open(), "vm", &second).unwrap().sequence, 3);
-    }
+    flip(0);
+    flip(1);
+    let error = world
+        .open()
+        .begin(&name("vm"), &begin_options())
+        .map(|_| ())
+        .unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
+    assert!(error.to_string().contains(&objects[0]), "{error}");
+    assert!(world.objects("leases/").is_empty());
+    // One of the two is enough, whichever it is.
+    flip(0);
+    assert_eq!(back_up(&world.open(), "vm", &second).unwrap().sequence, 3);
+    flip(0);
+    flip(1);
+    assert_eq!(back_up(&world.open(), "vm", &second).unwrap().sequence, 4);
 }
 
 #[test]
@@ -304,7 +297,7 @@ fn a_collector_that_was_stopped_decides_nothing_by_what_it_had_marked() {
         }
         let records = world.objects("gc/");
         assert!(
-            records.iter().all(|name| name.ends_with(".verdict")),
+            records.iter().all(|name| name.contains(".verdict")),
             "{records:?}"
         );
     }

@@ -3,12 +3,15 @@
 mod concurrency;
 mod copy;
 mod crash;
+mod doubles;
 mod format;
 mod format_damage;
 mod gc;
 mod gc_races;
 mod index;
 mod keys;
+mod marks;
+mod numbers;
 mod read;
 mod repair;
 mod retention;
