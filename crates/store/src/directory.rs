@@ -23,12 +23,11 @@
 
 mod leftovers;
 mod listing;
+mod uncached;
 
 use std::collections::HashSet;
 use std::fs::File;
-use std::io::{Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
@@ -283,7 +282,7 @@ impl DirectoryStore {
     fn put_once(&self, name: &ObjectName, body: &[u8]) -> Step<()> {
         let temporary_directory = self.make_directory(TEMPORARY_DIRECTORY)?;
         let mut temporary = TemporaryFile::create(temporary_directory.as_fd())?;
-        temporary.file().write_all(body).at("write")?;
+        uncached::write_all(temporary.file(), body).at("write")?;
         temporary.file().sync_all().at("sync")?;
         let (parent, leaf) = name.split();
         let directory = self.make_directory(parent.unwrap_or(""))?;
@@ -319,10 +318,12 @@ impl DirectoryStore {
 
     fn read_object(&self, name: &ObjectName, limit_bytes: u64) -> Result<Vec<u8>> {
         let failed = |failure: Failure| failure.error(Verb::Get, name);
-        let (mut file, size_bytes) = self.open_object(name).map_err(failed)?;
+        let (file, size_bytes) = self.open_object(name).map_err(failed)?;
         let length = check_limit(name, size_bytes, limit_bytes)?;
         let mut body = zeroed(length).at("make room").map_err(failed)?;
-        file.read_exact(&mut body).at("read").map_err(failed)?;
+        uncached::read_exact_at(&file, 0, &mut body)
+            .at("read")
+            .map_err(failed)?;
         Ok(body)
     }
 }
@@ -364,7 +365,7 @@ impl Store for DirectoryStore {
         let (file, size_bytes) = self.open_object(name).map_err(failed)?;
         let length = check_range(name, offset, length_bytes, size_bytes)?;
         let mut body = zeroed(length).at("make room").map_err(failed)?;
-        match file.read_exact_at(&mut body, offset) {
+        match uncached::read_exact_at(&file, offset, &mut body) {
             Ok(()) => Ok(body),
             // Somebody cut the file after it was opened.
             Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => {

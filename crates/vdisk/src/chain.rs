@@ -92,13 +92,16 @@ pub trait FileOpener: Send + Sync {
 
 /// Files of this host.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct HostFiles;
+pub struct HostFiles {
+    /// How they are going to be read.
+    pub pattern: AccessPattern,
+}
 
 impl FileOpener for HostFiles {
     fn open_file(&self, path: &Path) -> Result<Option<Arc<dyn ReadAt>>> {
         match HostFile::open(path, FileAccess::ReadOnly) {
             Ok(file) => {
-                file.advise(AccessPattern::Normal);
+                file.advise(self.pattern);
                 Ok(Some(Arc::new(file)))
             }
             Err(error) if is_not_found(&error) => Ok(None),

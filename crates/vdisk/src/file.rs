@@ -38,6 +38,10 @@ use block::{Extent, ExtentKind, ReadAt, WriteAt};
 use crate::field::bytes;
 use crate::{Error, ErrorKind, Result};
 
+/// Writes of whole pages from this length on are bulk data: written once, not read soon, and kept out of the page cache.
+const MIN_UNCACHED_BYTES: usize = 64 * 1024;
+/// Pages of the usual machines; a write of parts of pages is left to the cache.
+const PAGE_BYTES: u64 = 4096;
 /// Bytes of zeros written at once where no hole can be punched.
 static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
 
@@ -51,12 +55,15 @@ pub enum FileAccess {
 }
 
 /// How a file is going to be read, told to the kernel so that it reads ahead.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum AccessPattern {
     /// No expectation.
+    #[default]
     Normal,
     /// From the beginning to the end.
     Sequential,
+    /// As [`Self::Sequential`], and not again soon: what was not in the page cache does not stay there.
+    Once,
     /// Here and there: reading ahead would be wasted.
     Random,
 }
@@ -82,6 +89,10 @@ pub struct HostFile {
     knows_holes: AtomicBool,
     /// The same for punching.
     can_punch: AtomicBool,
+    /// The same for reading and writing past the page cache.
+    can_skip_cache: AtomicBool,
+    /// Whether long reads go past it.
+    is_read_once: AtomicBool,
 }
 
 impl HostFile {
@@ -117,6 +128,8 @@ impl HostFile {
             size_bytes: AtomicU64::new(size_bytes),
             knows_holes: AtomicBool::new(kind == FileKind::Regular),
             can_punch: AtomicBool::new(true),
+            can_skip_cache: AtomicBool::new(true),
+            is_read_once: AtomicBool::new(false),
         })
     }
 
@@ -133,6 +146,8 @@ impl HostFile {
     /// Tells the kernel how the file will be read. A hint: nothing depends on it, so a refusal is not an error.
     pub fn advise(&self, pattern: AccessPattern) {
         platform::advise(&self.file, pattern);
+        self.is_read_once
+            .store(pattern == AccessPattern::Once, Ordering::Relaxed);
     }
 
     fn io_error(
@@ -175,6 +190,34 @@ impl HostFile {
             })
     }
 
+    fn read_data(&self, offset: u64, buffer: &mut [u8]) -> std::io::Result<()> {
+        if buffer.len() >= MIN_UNCACHED_BYTES
+            && self.is_read_once.load(Ordering::Relaxed)
+            && self.can_skip_cache.load(Ordering::Relaxed)
+        {
+            if platform::read_exact_uncached_at(&self.file, offset, buffer)? {
+                return Ok(());
+            }
+            self.can_skip_cache.store(false, Ordering::Relaxed);
+        }
+        platform::read_exact_at(&self.file, offset, buffer)
+    }
+
+    /// Bulk data goes past the page cache where the system can do that: through it, every fresh page costs more
+    /// than writing it, and pushes out what the host's own work needs.
+    fn write_data(&self, offset: u64, buffer: &[u8]) -> std::io::Result<()> {
+        let is_bulk = buffer.len() >= MIN_UNCACHED_BYTES
+            && offset.is_multiple_of(PAGE_BYTES)
+            && bytes(buffer.len()).is_multiple_of(PAGE_BYTES);
+        if is_bulk && self.can_skip_cache.load(Ordering::Relaxed) {
+            if platform::write_all_uncached_at(&self.file, offset, buffer)? {
+                return Ok(());
+            }
+            self.can_skip_cache.store(false, Ordering::Relaxed);
+        }
+        platform::write_all_at(&self.file, offset, buffer)
+    }
+
     fn write_zeros(&self, offset: u64, length_bytes: u64) -> block::Result<()> {
         let end = self.end_of(offset, length_bytes)?;
         let mut at = offset;
@@ -210,7 +253,7 @@ impl ReadAt for HostFile {
             ));
         }
         let length = buffer.len();
-        platform::read_exact_at(&self.file, offset, buffer)
+        self.read_data(offset, buffer)
             .map_err(|error| self.io_error("reading", offset, length, error))
     }
 
@@ -256,7 +299,7 @@ impl WriteAt for HostFile {
     fn write_at(&self, offset: u64, buffer: &[u8]) -> block::Result<()> {
         self.require_writable()?;
         let end = self.end_of(offset, bytes(buffer.len()))?;
-        platform::write_all_at(&self.file, offset, buffer)
+        self.write_data(offset, buffer)
             .map_err(|error| self.io_error("writing", offset, buffer.len(), error))?;
         self.size_bytes.fetch_max(end, Ordering::AcqRel);
         Ok(())

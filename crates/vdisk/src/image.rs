@@ -95,7 +95,7 @@ impl Default for OpenOptions {
             chain: ChainMode::default(),
             parent_policy: ParentPolicy::default(),
             parent_map: ParentMap::default(),
-            opener: Arc::new(HostFiles),
+            opener: Arc::new(HostFiles::default()),
         }
     }
 }

@@ -1,14 +1,17 @@
 //! `hikae image convert`: an image's contents in another format; a chain comes out as one disk.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use serde::Serialize;
-use vdisk::image::{IfExists, ImageProfile};
+use vdisk::chain::HostFiles;
+use vdisk::file::AccessPattern;
+use vdisk::image::{ChainMode, IfExists, ImageProfile};
 use vdisk::vhdx::IdSource;
-use vdisk::{Format, Subformat};
+use vdisk::{Format, Image, Subformat};
 
 use super::{
-    format_by_extension, format_name, format_of, open_image, subformat_name, subformat_of,
+    format_by_extension, format_name, format_of, open_options, subformat_name, subformat_of,
 };
 use crate::args::ConvertArgs;
 use crate::exit::Exit;
@@ -77,7 +80,12 @@ pub fn profile(
 /// Runs the verb.
 pub fn run(arguments: &ConvertArgs, output: &Output) -> anyhow::Result<Exit> {
     let started = Instant::now();
-    let source = open_image(&arguments.source, &arguments.open)?;
+    let mut options = open_options(&arguments.open, ChainMode::Whole)?;
+    // A source larger than the memory would otherwise push everything else out of it.
+    options.opener = Arc::new(HostFiles {
+        pattern: AccessPattern::Once,
+    });
+    let source = Image::open(&arguments.source, &options)?;
     let format = arguments
         .format
         .map_or_else(|| format_by_extension(&arguments.target), format_of);
@@ -87,7 +95,7 @@ pub fn run(arguments: &ConvertArgs, output: &Output) -> anyhow::Result<Exit> {
         arguments.subformat.map(subformat_of),
         arguments.block_size,
     );
-    let options = vdisk::image::CreateOptions {
+    let create = vdisk::image::CreateOptions {
         size_bytes: block::ReadAt::size_bytes(&source),
         profile,
         if_exists: if arguments.overwrite {
@@ -99,12 +107,12 @@ pub fn run(arguments: &ConvertArgs, output: &Output) -> anyhow::Result<Exit> {
         unix_seconds: now_seconds(),
     };
     let bar = DiskBar::new(output, "converting");
-    let stats = vdisk::convert::convert(&source, &arguments.target, &options, &bar)?;
+    let stats = vdisk::convert::convert(&source, &arguments.target, &create, &bar)?;
     bar.finish();
     let report = Report {
         target: arguments.target.display().to_string(),
         format: format_name(format),
-        subformat: subformat_name(options.profile.subformat),
+        subformat: subformat_name(create.profile.subformat),
         bytes_logical: stats.disk_bytes,
         bytes_read: stats.read_bytes,
         bytes_written: stats.written_bytes,

@@ -37,6 +37,67 @@ pub fn write_all_at(file: &File, offset: u64, buffer: &[u8]) -> io::Result<()> {
     file.write_all_at(buffer, offset)
 }
 
+/// `RWF_DONTCACHE` of `linux/fs.h`: what this call brings into the page cache leaves it again.
+#[cfg(target_os = "linux")]
+const DONT_CACHE: rustix::io::ReadWriteFlags = rustix::io::ReadWriteFlags::from_bits_retain(0x80);
+
+/// Whether kernel (before Linux 6.14) or file system do not know the flag, or the call.
+#[cfg(target_os = "linux")]
+fn is_refused(error: Errno) -> bool {
+    matches!(error, Errno::OPNOTSUPP | Errno::INVAL | Errno::NOSYS)
+}
+
+/// Reads without leaving behind what nobody will read soon; `false` when nothing was read because the system cannot.
+#[cfg(target_os = "linux")]
+pub fn read_exact_uncached_at(file: &File, offset: u64, buffer: &mut [u8]) -> io::Result<bool> {
+    let read = loop {
+        let whole = &mut [io::IoSliceMut::new(buffer)];
+        match rustix::io::preadv2(file, whole, offset, DONT_CACHE) {
+            Ok(read) => break read,
+            Err(Errno::INTR) => {}
+            Err(error) if is_refused(error) => return Ok(false),
+            Err(error) => return Err(error.into()),
+        }
+    };
+    // Seldom: a signal or the end of the file cut the call short. The usual way goes on, or says why not.
+    let behind = offset.saturating_add(u64::try_from(read).unwrap_or(0));
+    match buffer.split_at_mut_checked(read) {
+        Some((_, [])) => Ok(true),
+        Some((_, rest)) => file.read_exact_at(rest, behind).map(|()| true),
+        None => Err(io::ErrorKind::InvalidData.into()),
+    }
+}
+
+/// Writes so that the host's memory does not fill with what nobody will read soon; `false` when nothing was written
+/// because the system cannot.
+#[cfg(target_os = "linux")]
+pub fn write_all_uncached_at(file: &File, offset: u64, buffer: &[u8]) -> io::Result<bool> {
+    let written = loop {
+        match rustix::io::pwritev2(file, &[io::IoSlice::new(buffer)], offset, DONT_CACHE) {
+            Ok(written) => break written,
+            Err(Errno::INTR) => {}
+            Err(error) if is_refused(error) => return Ok(false),
+            Err(error) => return Err(error.into()),
+        }
+    };
+    // Seldom: a full disk or a signal cut the call short. The usual way goes on, or says why not.
+    let behind = offset.saturating_add(u64::try_from(written).unwrap_or(0));
+    match buffer.split_at_checked(written) {
+        Some((_, rest)) => file.write_all_at(rest, behind).map(|()| true),
+        None => Err(io::ErrorKind::InvalidData.into()),
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+pub fn read_exact_uncached_at(_: &File, _: u64, _: &mut [u8]) -> io::Result<bool> {
+    Ok(false)
+}
+
+#[cfg(not(target_os = "linux"))]
+pub fn write_all_uncached_at(_: &File, _: u64, _: &[u8]) -> io::Result<bool> {
+    Ok(false)
+}
+
 /// What lies at `offset`, and where that changes (`None`: not before the end).
 #[cfg(any(target_os = "linux", target_os = "android", target_os = "freebsd"))]
 pub fn next_change(file: &File, offset: u64) -> io::Result<(ExtentKind, Option<u64>)> {
@@ -86,7 +147,7 @@ pub fn advise(file: &File, pattern: AccessPattern) {
     use rustix::fs::Advice;
     let advice = match pattern {
         AccessPattern::Normal => Advice::Normal,
-        AccessPattern::Sequential => Advice::Sequential,
+        AccessPattern::Sequential | AccessPattern::Once => Advice::Sequential,
         AccessPattern::Random => Advice::Random,
     };
     // A hint that the kernel may refuse; reading is right either way.

@@ -45,6 +45,16 @@ pub fn write_all_at(file: &File, offset: u64, buffer: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
+/// Windows decides that when a file is opened, not at a read.
+pub fn read_exact_uncached_at(_: &File, _: u64, _: &mut [u8]) -> io::Result<bool> {
+    Ok(false)
+}
+
+/// Windows decides that when a file is opened, not at a write.
+pub fn write_all_uncached_at(_: &File, _: u64, _: &[u8]) -> io::Result<bool> {
+    Ok(false)
+}
+
 pub fn next_change(_: &File, _: u64) -> io::Result<(ExtentKind, Option<u64>)> {
     Err(io::ErrorKind::Unsupported.into())
 }
