@@ -17,7 +17,7 @@
 
 use std::sync::Arc;
 
-use block::geometry::{BLOCK_SIZE_BYTES, FANOUT};
+use block::geometry::{BLOCK_SIZE_BYTES, FANOUT, LEAF_SIZE_BYTES};
 use block::tree::{DiskTree, Node, NodeSink, NodeSource, TreeBuilder};
 use block::{BlockHash, BlockIndex, LeafIndex, NodeHash};
 use serde::{Deserialize, Serialize};
@@ -94,6 +94,23 @@ impl Default for CopyOptions {
     }
 }
 
+/// Watches a copy. Every method may be called from any thread, often; it must be cheap and must not block.
+pub trait CopyWatch: Send + Sync {
+    /// A tree of a point begins to be copied; `bytes` of its disk differ from what the target has at the same place.
+    fn begin(&self, name: &ProtectedName, sequence: u64, bytes: u64);
+    /// So many of them are done.
+    fn advance(&self, bytes: u64);
+}
+
+/// Watches nothing.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Unwatched;
+
+impl CopyWatch for Unwatched {
+    fn begin(&self, _name: &ProtectedName, _sequence: u64, _bytes: u64) {}
+    fn advance(&self, _bytes: u64) {}
+}
+
 /// A point that was copied.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CopiedVersion {
@@ -124,6 +141,8 @@ pub struct CopyReport {
     pub nodes_stored: u64,
     /// Bytes of packs put at the target.
     pub stored_bytes: u64,
+    /// What kept garbage collection at the source off: [`ReadProtection::None`] as soon as one point had no lease.
+    pub protection: ReadProtection,
 }
 
 impl Repository {
@@ -133,6 +152,19 @@ impl Repository {
     /// What either store answered; [`ErrorKind::Busy`] when a name is being written at the target. What was committed
     /// until then stays, and the next run goes on behind it.
     pub fn copy_to(&self, target: &Repository, options: &CopyOptions) -> Result<CopyReport> {
+        self.copy_to_watched(target, options, &Unwatched)
+    }
+
+    /// As [`Repository::copy_to`], while somebody watches.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn copy_to_watched(
+        &self,
+        target: &Repository,
+        options: &CopyOptions,
+        watch: &dyn CopyWatch,
+    ) -> Result<CopyReport> {
         if self.id() == target.id() {
             return Err(Error::new(
                 ErrorKind::Invalid,
@@ -154,7 +186,14 @@ impl Repository {
                 report.present = report.present.saturating_add(1);
                 continue;
             }
-            match copy_point(self, target, &point, &origin, options, &mut report) {
+            let mut run = CopyRun {
+                source: self,
+                target,
+                options,
+                watch,
+                report: &mut report,
+            };
+            match run.copy_point(&point, &origin) {
                 Ok(made) => report.copied.push(CopiedVersion {
                     name: point.name.clone(),
                     source: point.key(),
@@ -219,66 +258,208 @@ fn select(
     Ok(points)
 }
 
-fn copy_point(
-    source: &Repository,
-    target: &Repository,
-    point: &RecoveryPoint,
-    origin: &PointOrigin,
-    options: &CopyOptions,
-    report: &mut CopyReport,
-) -> Result<RecoveryPoint> {
-    let reading = source.read_session(LeaseKind::Copy, &[point], options.protection)?;
-    let begin = BeginOptions {
-        compression: options.compression,
-        busy: BusyPolicy::WaitForStall,
-        ..BeginOptions::default()
-    };
-    let session = target.begin(&point.name, &begin)?;
-    let draft = match transfer(source, &reading, &session, point, origin, report) {
-        Ok(draft) => draft,
-        Err(error) => {
-            session.abandon()?;
-            return Err(error);
-        }
-    };
-    let stats = session.blobs().stats();
-    let made = session.commit(draft)?;
-    report.blocks_stored = report.blocks_stored.saturating_add(stats.blocks_stored);
-    report.nodes_stored = report.nodes_stored.saturating_add(stats.nodes_stored);
-    report.stored_bytes = report.stored_bytes.saturating_add(stats.stored_bytes);
-    if let Some(reading) = Arc::into_inner(reading) {
-        reading.finish()?;
-    }
-    Ok(made)
+/// One point on its way.
+struct CopyRun<'a> {
+    source: &'a Repository,
+    target: &'a Repository,
+    options: &'a CopyOptions,
+    watch: &'a dyn CopyWatch,
+    report: &'a mut CopyReport,
 }
 
-fn transfer(
-    source: &Repository,
-    reading: &Arc<ReadSession>,
-    session: &VersionSession,
-    point: &RecoveryPoint,
-    origin: &PointOrigin,
-    report: &mut CopyReport,
-) -> Result<PointDraft> {
-    for disk in &point.disks {
-        let base = session
-            .base()
-            .partial_disk(&disk.label)
-            .or(session.base().disk(&disk.label));
-        copy_disk(source, reading, session, disk, base, report)?;
-        session.checkpoint(disk.clone())?;
+/// Two ends of a copy that are open.
+struct Ends<'a> {
+    reading: &'a Arc<ReadSession>,
+    session: &'a VersionSession,
+    point: &'a RecoveryPoint,
+}
+
+impl CopyRun<'_> {
+    fn copy_point(&mut self, point: &RecoveryPoint, origin: &PointOrigin) -> Result<RecoveryPoint> {
+        let protection = self.options.protection;
+        let reading = self
+            .source
+            .read_session(LeaseKind::Copy, &[point], protection)?;
+        if reading.protection() == ReadProtection::None {
+            self.report.protection = ReadProtection::None;
+        }
+        let begin = BeginOptions {
+            compression: self.options.compression,
+            busy: BusyPolicy::WaitForStall,
+            ..BeginOptions::default()
+        };
+        let session = self.target.begin(&point.name, &begin)?;
+        let ends = Ends {
+            reading: &reading,
+            session: &session,
+            point,
+        };
+        let draft = match self.transfer(&ends, origin) {
+            Ok(draft) => draft,
+            Err(error) => {
+                // The first error is the one to tell. A lease that stays falls to the stall rule; what is durable is
+                // found by the next copy.
+                session.abandon().ok();
+                return Err(error);
+            }
+        };
+        let stats = session.blobs().stats();
+        let made = session.commit(draft)?;
+        let report = &mut self.report;
+        report.blocks_stored = report.blocks_stored.saturating_add(stats.blocks_stored);
+        report.nodes_stored = report.nodes_stored.saturating_add(stats.nodes_stored);
+        report.stored_bytes = report.stored_bytes.saturating_add(stats.stored_bytes);
+        if let Some(reading) = Arc::into_inner(reading) {
+            reading.finish()?;
+        }
+        Ok(made)
     }
-    for ConfigurationFile { path, content } in &point.configuration {
-        let parent = session.base().parent.as_ref();
-        let base = parent.and_then(|parent| {
-            parent
-                .configuration
-                .iter()
-                .find(|file| file.path == *path)
-                .map(|file| &file.content)
-        });
-        copy_disk(source, reading, session, content, base, report)?;
+
+    fn transfer(&mut self, ends: &Ends<'_>, origin: &PointOrigin) -> Result<PointDraft> {
+        let base = ends.session.base();
+        for disk in &ends.point.disks {
+            let base = base.partial_disk(&disk.label).or(base.disk(&disk.label));
+            self.copy_disk(ends, disk, base)?;
+            ends.session.checkpoint(disk.clone())?;
+        }
+        for ConfigurationFile { path, content } in &ends.point.configuration {
+            let parent = base.parent.as_ref();
+            let base = parent.and_then(|parent| {
+                parent
+                    .configuration
+                    .iter()
+                    .find(|file| file.path == *path)
+                    .map(|file| &file.content)
+            });
+            self.copy_disk(ends, content, base)?;
+        }
+        // What the commit does as well; here a failure still gives the lease back.
+        ends.session.blobs().flush()?;
+        ends.session.blobs().put_segment()?;
+        draft_of(ends.point, origin)
     }
+
+    fn copy_disk(
+        &mut self,
+        ends: &Ends<'_>,
+        disk: &DiskVersion,
+        base: Option<&DiskVersion>,
+    ) -> Result<()> {
+        let reader = self.source.open_version(disk, ends.reading)?;
+        let target: &dyn NodeSource = ends.session.repository();
+        let source: &dyn NodeSource = self.source;
+        let base = match base {
+            Some(base) => base.tree(),
+            None => DiskTree::zero(disk.length_bytes)?,
+        };
+        let differences = || block::diff::LeafDifferences::new(base, target, disk.tree(), source);
+        let leaf_count = disk.tree().leaf_count();
+        let mut leaves = 0u64;
+        for difference in differences()? {
+            leaves = leaves.saturating_add(u64::from(difference?.leaf.0 < leaf_count));
+        }
+        self.watch.begin(
+            &ends.point.name,
+            ends.point.sequence,
+            leaves.saturating_mul(LEAF_SIZE_BYTES),
+        );
+        let mut run: Option<(u64, u64)> = None;
+        for difference in differences()? {
+            let leaf = difference?.leaf.0;
+            if leaf >= leaf_count {
+                break;
+            }
+            match &mut run {
+                Some((_, end)) if *end == leaf => *end = leaf.saturating_add(1),
+                _ => {
+                    if let Some(run) = run.take() {
+                        self.copy_blocks(&reader, ends.session.blobs(), run)?;
+                    }
+                    run = Some((leaf, leaf.saturating_add(1)));
+                }
+            }
+        }
+        if let Some(run) = run {
+            self.copy_blocks(&reader, ends.session.blobs(), run)?;
+        }
+        self.rebuild(ends, disk, base)
+    }
+
+    /// Builds the tree anew at the target; its root must be the source's.
+    fn rebuild(&self, ends: &Ends<'_>, disk: &DiskVersion, base: DiskTree) -> Result<()> {
+        let target: &dyn NodeSource = ends.session.repository();
+        let source: &dyn NodeSource = self.source;
+        let differences = block::diff::LeafDifferences::new(base, target, disk.tree(), source)?;
+        let mut builder = TreeBuilder::new(base, target, disk.length_bytes)?;
+        let mut sink = Sink(ends.session.blobs());
+        for difference in differences {
+            let difference = difference?;
+            if difference.leaf.0 >= disk.tree().leaf_count() {
+                break;
+            }
+            let node = if difference.b == NodeHash::zero(1) {
+                Node::zero(1)
+            } else {
+                source.node(1, difference.b)?
+            };
+            builder.replace(difference.leaf, &node, &mut sink)?;
+        }
+        let (tree, _) = builder.finish(&mut sink)?;
+        if tree == disk.tree() {
+            Ok(())
+        } else {
+            Err(Error::corrupt(
+                disk.root,
+                "the copy came out with another root",
+            ))
+        }
+    }
+
+    /// Copies the blocks of a run of leaves that the target lacks.
+    fn copy_blocks(
+        &mut self,
+        reader: &VersionReader,
+        blobs: &BlobWriter,
+        (first, end): (u64, u64),
+    ) -> Result<()> {
+        let options = BulkRead {
+            first: LeafIndex(first),
+            end: Some(LeafIndex(end)),
+            ..BulkRead::default()
+        };
+        let failed = std::sync::Mutex::new(None);
+        let wanted = |_: BlockIndex, hash: BlockHash| match blobs.contains_block(hash) {
+            Ok(known) => !known,
+            Err(error) => {
+                *failed
+                    .lock()
+                    .unwrap_or_else(std::sync::PoisonError::into_inner) = Some(error);
+                false
+            }
+        };
+        let watch = self.watch;
+        let sink = |leaf: &LeafBlocks<'_>| {
+            append_leaf(blobs, leaf)?;
+            watch.advance(LEAF_SIZE_BYTES);
+            Ok(())
+        };
+        let stats = reader.read_leaves(&options, &wanted, &sink)?;
+        if let Some(error) = failed
+            .into_inner()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+        {
+            return Err(error);
+        }
+        let report = &mut self.report;
+        report.leaves_read = report.leaves_read.saturating_add(stats.leaves);
+        report.blocks_read = report.blocks_read.saturating_add(stats.blocks);
+        let zeros = end.saturating_sub(first).saturating_sub(stats.leaves);
+        watch.advance(zeros.saturating_mul(LEAF_SIZE_BYTES));
+        Ok(())
+    }
+}
+
+fn draft_of(point: &RecoveryPoint, origin: &PointOrigin) -> Result<PointDraft> {
     let mut more = point.more.clone();
     let origin_value = serde_json::to_value(origin)
         .map_err(|error| Error::new(ErrorKind::Invalid, "the origin").caused_by(error))?;
@@ -308,101 +489,6 @@ impl NodeSink for Sink<'_> {
             .encode(BlobName::Node { level, hash }, node.as_bytes())?;
         Ok(self.0.append(vec![encoded])?)
     }
-}
-
-fn copy_disk(
-    source: &Repository,
-    reading: &Arc<ReadSession>,
-    session: &VersionSession,
-    disk: &DiskVersion,
-    base: Option<&DiskVersion>,
-    report: &mut CopyReport,
-) -> Result<()> {
-    let reader = source.open_version(disk, reading)?;
-    let target: &dyn NodeSource = session.repository();
-    let base = match base {
-        Some(base) => base.tree(),
-        None => DiskTree::zero(disk.length_bytes)?,
-    };
-    let differences =
-        || block::diff::LeafDifferences::new(base, target, disk.tree(), source as &dyn NodeSource);
-    let mut run: Option<(u64, u64)> = None;
-    for difference in differences()? {
-        let leaf = difference?.leaf.0;
-        if leaf >= disk.tree().leaf_count() {
-            break;
-        }
-        match &mut run {
-            Some((_, end)) if *end == leaf => *end = leaf.saturating_add(1),
-            _ => {
-                if let Some(run) = run.take() {
-                    copy_blocks(&reader, session.blobs(), run, report)?;
-                }
-                run = Some((leaf, leaf.saturating_add(1)));
-            }
-        }
-    }
-    if let Some(run) = run {
-        copy_blocks(&reader, session.blobs(), run, report)?;
-    }
-    let mut builder = TreeBuilder::new(base, target, disk.length_bytes)?;
-    let mut sink = Sink(session.blobs());
-    for difference in differences()? {
-        let difference = difference?;
-        if difference.leaf.0 >= disk.tree().leaf_count() {
-            break;
-        }
-        let node = if difference.b == NodeHash::zero(1) {
-            Node::zero(1)
-        } else {
-            source.node(1, difference.b)?
-        };
-        builder.replace(difference.leaf, &node, &mut sink)?;
-    }
-    let (tree, _) = builder.finish(&mut sink)?;
-    if tree == disk.tree() {
-        Ok(())
-    } else {
-        Err(Error::corrupt(
-            disk.root,
-            "the copy came out with another root",
-        ))
-    }
-}
-
-/// Copies the blocks of a run of leaves that the target lacks.
-fn copy_blocks(
-    reader: &VersionReader,
-    blobs: &BlobWriter,
-    (first, end): (u64, u64),
-    report: &mut CopyReport,
-) -> Result<()> {
-    let options = BulkRead {
-        first: LeafIndex(first),
-        end: Some(LeafIndex(end)),
-        ..BulkRead::default()
-    };
-    let failed = std::sync::Mutex::new(None);
-    let wanted = |_: BlockIndex, hash: BlockHash| match blobs.contains_block(hash) {
-        Ok(known) => !known,
-        Err(error) => {
-            *failed
-                .lock()
-                .unwrap_or_else(std::sync::PoisonError::into_inner) = Some(error);
-            false
-        }
-    };
-    let sink = |leaf: &LeafBlocks<'_>| append_leaf(blobs, leaf);
-    let stats = reader.read_leaves(&options, &wanted, &sink)?;
-    if let Some(error) = failed
-        .into_inner()
-        .unwrap_or_else(std::sync::PoisonError::into_inner)
-    {
-        return Err(error);
-    }
-    report.leaves_read = report.leaves_read.saturating_add(stats.leaves);
-    report.blocks_read = report.blocks_read.saturating_add(stats.blocks);
-    Ok(())
 }
 
 fn append_leaf(blobs: &BlobWriter, leaf: &LeafBlocks<'_>) -> Result<()> {

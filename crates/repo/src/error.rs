@@ -12,6 +12,8 @@ pub type Result<T> = std::result::Result<T, Error>;
 pub enum ErrorKind {
     /// The store below failed; trying again may help.
     Store,
+    /// The store does not allow it to whoever asks: a read-only mount, or credentials that may only read.
+    Denied,
     /// The store has no room left.
     Full,
     /// Something named (a point, a pack, a blob, a slot) is not there.
@@ -114,6 +116,7 @@ impl From<store::Error> for Error {
             store::ErrorKind::NotFound => ErrorKind::NotFound,
             store::ErrorKind::AlreadyExists => ErrorKind::AlreadyExists,
             store::ErrorKind::Full => ErrorKind::Full,
+            store::ErrorKind::Denied => ErrorKind::Denied,
             store::ErrorKind::Cancelled => ErrorKind::Cancelled,
             // An object shorter than its own directory says, or longer than anything we write.
             store::ErrorKind::OutOfRange => ErrorKind::Corrupt,

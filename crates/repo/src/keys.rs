@@ -244,7 +244,15 @@ pub(crate) fn read_ring(
     for name in rings.iter().rev() {
         match read_one_ring(store, name, master, repository) {
             Ok(ring) => return Ok(ring),
-            Err(error) if error.kind() == ErrorKind::Store => return Err(error),
+            // Nothing was said about what lies there.
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    ErrorKind::Store | ErrorKind::Denied | ErrorKind::Cancelled
+                ) =>
+            {
+                return Err(error);
+            }
             Err(error) => first_error = first_error.or(Some(error)),
         }
     }

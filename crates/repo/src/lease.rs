@@ -158,7 +158,7 @@ impl Lease {
     /// see each other then.
     ///
     /// # Errors
-    /// What the store answered; then no lease is held (an orphaned first beat is left to the stall rule).
+    /// What the store answered; then no lease is held (a first beat that cannot be removed is left to the stall rule).
     pub(crate) fn acquire(
         access: Arc<dyn ObjectAccess>,
         environment: &Environment,
@@ -206,7 +206,11 @@ impl Lease {
             core,
             heartbeat: None,
         };
-        lease.core.beat(BeatReason::News)?;
+        if let Err(error) = lease.core.beat(BeatReason::News) {
+            // Best effort: what is left over falls to the stall rule. The first error is the one to tell.
+            lease.release().ok();
+            return Err(error);
+        }
         if terms.heartbeat == HeartbeatMode::Thread {
             lease.heartbeat = Some(Heartbeat::start(
                 Arc::clone(&lease.core),

@@ -44,8 +44,10 @@ pub enum ReadProtection {
     /// By a lease.
     #[default]
     Lease,
-    /// Not at all: for stores that cannot be written. A read can fail when garbage is collected meanwhile; it never gives
-    /// wrong bytes.
+    /// By a lease where one can be written; where the store refuses it because nothing may be written there, not at all.
+    /// [`ReadSession::protection`] says which it became.
+    LeaseIfWritable,
+    /// Not at all. A read can fail when garbage is collected meanwhile; it never gives wrong bytes.
     None,
 }
 
@@ -55,6 +57,14 @@ pub struct ReadSession {
 }
 
 impl ReadSession {
+    /// What it is protected by: [`ReadProtection::Lease`] or [`ReadProtection::None`].
+    pub fn protection(&self) -> ReadProtection {
+        match self.lease {
+            Some(_) => ReadProtection::Lease,
+            None => ReadProtection::None,
+        }
+    }
+
     /// Fails once the lease was broken.
     ///
     /// # Errors
@@ -93,7 +103,8 @@ impl Repository {
     /// Protects points while they are read.
     ///
     /// # Errors
-    /// [`ErrorKind::NotFound`] when one of them is forgotten or gone by now.
+    /// [`ErrorKind::NotFound`] when one of them is forgotten or gone by now; [`ErrorKind::Denied`] when the store lets no
+    /// lease be written and one is asked for.
     pub fn read_session(
         &self,
         kind: LeaseKind,
@@ -111,22 +122,32 @@ impl Repository {
         }
         let access: Arc<dyn ObjectAccess> = Arc::clone(vault) as Arc<dyn ObjectAccess>;
         let terms = self.lease_terms();
-        let lease = Lease::acquire(
+        let lease = match Lease::acquire(
             access,
             vault.environment(),
             request,
             &terms,
             Arc::new(ReadsOnly),
-        )?;
+        ) {
+            Err(error)
+                if protection == ReadProtection::LeaseIfWritable
+                    && error.kind() == ErrorKind::Denied =>
+            {
+                return Ok(Arc::new(ReadSession { lease: None }));
+            }
+            outcome => outcome?,
+        };
+        // Dropped from here on, it is given back.
+        let session = ReadSession { lease: Some(lease) };
         for point in points {
             let marks = read_marks_of(vault.as_ref(), point.key())?;
             if marks.visibility() == PointVisibility::Forgotten {
-                lease.release()?;
+                session.finish()?;
                 let what = format!("{}@{}: forgotten", point.name, point.sequence);
                 return Err(Error::new(ErrorKind::NotFound, what));
             }
         }
-        Ok(Arc::new(ReadSession { lease: Some(lease) }))
+        Ok(Arc::new(session))
     }
 
     /// Opens one disk of a point.

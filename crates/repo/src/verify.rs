@@ -23,6 +23,7 @@
 //! and hashed every blob it needs. Which packs a sample reads depends on its seed alone.
 
 pub(crate) mod packs;
+mod pool;
 mod small;
 pub(crate) mod walk;
 
@@ -87,7 +88,7 @@ pub struct VerifyOptions {
     pub scope: VerifyScope,
     /// What is written.
     pub marks: VerifyMarks,
-    /// Whether garbage collection is kept off meanwhile.
+    /// Whether garbage collection is kept off meanwhile. Marks are never put without a lease.
     pub protection: ReadProtection,
 }
 
@@ -171,6 +172,8 @@ pub const POINT_OBJECTS_MAX: usize = 256;
 /// What a verification found.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct VerifyReport {
+    /// Whether garbage collection was kept off meanwhile: by a lease, or not at all.
+    pub protection: ReadProtection,
     /// How much was looked at.
     pub coverage: VerifyCoverage,
     /// Everything that is wrong, sorted, each once.
@@ -208,6 +211,23 @@ impl VerifyReport {
         });
     }
 
+    /// Takes over what was found in one part.
+    fn absorb(&mut self, mut part: Self) {
+        self.findings.append(&mut part.findings);
+        let (all, more) = (&mut self.coverage, part.coverage);
+        for (sum, term) in [
+            (&mut all.small_objects, more.small_objects),
+            (&mut all.packs, more.packs),
+            (&mut all.packs_read, more.packs_read),
+            (&mut all.pack_bytes, more.pack_bytes),
+            (&mut all.pack_bytes_read, more.pack_bytes_read),
+            (&mut all.blobs_read, more.blobs_read),
+            (&mut all.nodes_walked, more.nodes_walked),
+        ] {
+            *sum = sum.saturating_add(term);
+        }
+    }
+
     fn settle(&mut self) {
         self.findings.sort();
         self.findings.dedup();
@@ -221,48 +241,45 @@ impl Repository {
     ///
     /// # Errors
     /// What the store answered, if that says nothing about what lies in it; [`crate::ErrorKind::Fenced`] when the lease
-    /// was broken meanwhile.
+    /// was broken meanwhile; [`crate::ErrorKind::Denied`] when marks are to be put and nothing may be written.
     pub fn verify(&self, options: &VerifyOptions) -> Result<VerifyReport> {
         let ground = Ground::new(self)?;
-        let (census, session) = self.protect_visible(&ground, options.protection)?;
-        let visible = visible_points(&census);
+        let protection = match (options.marks, options.protection) {
+            (VerifyMarks::Put, ReadProtection::LeaseIfWritable) => ReadProtection::Lease,
+            (_, protection) => protection,
+        };
+        let (census, session) = self.protect_visible(&ground, protection)?;
         ground.refresh()?;
 
-        let mut report = VerifyReport::default();
+        let mut report = VerifyReport {
+            protection: session.protection(),
+            ..VerifyReport::default()
+        };
         small::check_small_objects(&ground.vault, &mut report)?;
         check_places(&ground, &census, &mut report)?;
-        let mut walk = walk_points(&ground, options.scope, &session, &visible, &mut report)?;
-        for (object, key, _) in &census.unreadable {
-            if let Some(key) = *key {
-                let objects = vec![object.clone()];
-                report.damaged_points.push(DamagedPoint {
-                    name: None,
-                    key,
-                    objects,
-                });
+        let mut bad = packs::check_packs(&ground, options.scope, &session, &mut report)?;
+        let mut gone = BTreeSet::new();
+        let (visible, mut walk) = loop {
+            let mut visible = visible_points(&census);
+            visible.retain(|point| !gone.contains(&point.key()));
+            let walk = walk_points(
+                &ground,
+                options.scope,
+                &session,
+                &visible,
+                &mut bad,
+                &mut report,
+            )?;
+            let more = match (session.protection(), walk.damage.is_empty()) {
+                (ReadProtection::None, false) => gone_meanwhile(&ground, &visible)?,
+                _ => BTreeSet::new(),
+            };
+            if more.is_empty() {
+                break (visible, walk);
             }
-        }
-        for point in &visible {
-            let objects: Vec<String> = walk
-                .hits
-                .get(&point.key())
-                .into_iter()
-                .flatten()
-                .filter_map(|at| walk.damage.get(*at))
-                .take(POINT_OBJECTS_MAX)
-                .map(|finding| finding.object.clone())
-                .collect();
-            if objects.is_empty() {
-                report.sound_points.push(point.key());
-            } else {
-                let name = Some(point.name.clone());
-                report.damaged_points.push(DamagedPoint {
-                    name,
-                    key: point.key(),
-                    objects,
-                });
-            }
-        }
+            gone.extend(more);
+        };
+        judge_points(&census, &visible, &walk, &mut report);
         report.findings.append(&mut walk.damage);
         report.settle();
         session.check()?;
@@ -340,18 +357,75 @@ struct WalkedPoints {
     hits: BTreeMap<PointKey, BTreeSet<usize>>,
 }
 
-/// Reads the packs, then walks the trees. What garbage collection moved meanwhile is read where it lies now, and the walk
-/// begins again: of a full run every place that a tree needs was read.
+/// Which of these points are not visible any more. Who reads without protection may miss what only they needed.
+fn gone_meanwhile(ground: &Ground, visible: &[&RecoveryPoint]) -> Result<BTreeSet<PointKey>> {
+    let now = PointCensus::take(&ground.vault, &PointMemory::default())?;
+    let keys = visible.iter().map(|point| point.key());
+    // One that cannot be read is still there: it is damaged, not gone.
+    Ok(keys
+        .filter(|key| {
+            let is_there = now.points.contains_key(key)
+                || now
+                    .unreadable
+                    .iter()
+                    .any(|(_, other, _)| other.as_ref() == Some(key));
+            !is_there || !is_visible(&now, *key)
+        })
+        .collect())
+}
+
+/// Says of each point whether it is hit.
+fn judge_points(
+    census: &PointCensus,
+    visible: &[&RecoveryPoint],
+    walk: &WalkedPoints,
+    report: &mut VerifyReport,
+) {
+    for (object, key, _) in &census.unreadable {
+        if let Some(key) = *key {
+            let objects = vec![object.clone()];
+            report.damaged_points.push(DamagedPoint {
+                name: None,
+                key,
+                objects,
+            });
+        }
+    }
+    for point in visible {
+        let objects: Vec<String> = walk
+            .hits
+            .get(&point.key())
+            .into_iter()
+            .flatten()
+            .filter_map(|at| walk.damage.get(*at))
+            .take(POINT_OBJECTS_MAX)
+            .map(|finding| finding.object.clone())
+            .collect();
+        if objects.is_empty() {
+            report.sound_points.push(point.key());
+        } else {
+            let name = Some(point.name.clone());
+            report.damaged_points.push(DamagedPoint {
+                name,
+                key: point.key(),
+                objects,
+            });
+        }
+    }
+}
+
+/// Walks the trees. What garbage collection moved meanwhile is read where it lies now, and the walk begins again: of a full
+/// run every place that a tree needs was read.
 fn walk_points(
     ground: &Ground,
     scope: VerifyScope,
     session: &Arc<ReadSession>,
     visible: &[&RecoveryPoint],
+    bad: &mut packs::BadPlaces,
     report: &mut VerifyReport,
 ) -> Result<WalkedPoints> {
-    let mut bad = packs::check_packs(ground, scope, session, report)?;
     for _ in 0..LOOKS_MAX {
-        let mut walk = walk::DamageWalk::new(ground, &bad);
+        let mut walk = walk::DamageWalk::new(ground, bad);
         let mut hits: BTreeMap<PointKey, BTreeSet<usize>> = BTreeMap::new();
         for point in visible {
             session.check()?;
@@ -367,7 +441,7 @@ fn walk_points(
             let damage = walk.damage;
             return Ok(WalkedPoints { damage, hits });
         }
-        packs::check_new_packs(ground, scope, session, &mut bad, report)?;
+        packs::check_new_packs(ground, scope, session, bad, report)?;
     }
     let what = "packs are moved faster than they can be read";
     Err(Error::new(ErrorKind::Busy, what))

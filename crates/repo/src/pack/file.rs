@@ -60,6 +60,25 @@ impl PackFile {
         }
     }
 
+    /// A pack of which all bytes are here and fit its checksum, with the directory that they hold.
+    ///
+    /// # Errors
+    /// [`ErrorKind::WrongKey`] when its key is not here; [`ErrorKind::Corrupt`] when it is not encrypted as the repository is.
+    pub(crate) fn of_whole(
+        vault: &Vault,
+        name: &ObjectName,
+        bytes: &[u8],
+        entries: Vec<DirectoryEntry>,
+    ) -> Result<Self> {
+        let header = PackHeader::decode(bytes).map_err(|what| Error::corrupt(name, what))?;
+        check_cipher(vault, name, &header)?;
+        Ok(Self {
+            name: name.clone(),
+            decoder: BlobDecoder::new(header, &|key| vault.data_key(key))?,
+            entries: Entries::Dense(entries),
+        })
+    }
+
     fn salvage(vault: &Vault, name: ObjectName, kind: PackKind, id: PackId) -> Result<Self> {
         let limit = u64::try_from(MAX_PACK_BYTES).unwrap_or(u64::MAX);
         let bytes = vault.store().get_bounded(&name, limit)?;

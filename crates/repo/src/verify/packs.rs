@@ -1,7 +1,8 @@
 //! Packs: their directories, and the blobs of those that the scope chooses.
 
 use std::collections::{BTreeSet, HashSet};
-use std::sync::Arc;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use store::{ListEntry, list_all};
 
@@ -15,7 +16,7 @@ use crate::pack::{PackFile, check_whole_pack};
 use crate::read::ReadSession;
 use crate::{Error, ErrorKind, PackId, Result, names};
 
-use super::{FindingSeverity, SampleBudget, VerifyReport, VerifyScope};
+use super::{FindingSeverity, SampleBudget, VerifyReport, VerifyScope, pool};
 
 /// What is known bad: whole packs by number, single blobs by place.
 #[derive(Debug, Default)]
@@ -43,6 +44,16 @@ impl BadPlaces {
     /// Whether every blob of the place's pack was read.
     pub(crate) fn was_read(&self, place: BlobPlace) -> bool {
         self.read.contains(&place.pack)
+    }
+
+    /// Takes over what was found out about another pack.
+    fn absorb(&mut self, other: Self) {
+        self.packs.extend(other.packs);
+        self.blobs.extend(other.blobs);
+        self.damaged.extend(other.damaged);
+        self.unindexed.extend(other.unindexed);
+        self.seen.extend(other.seen);
+        self.read.extend(other.read);
     }
 
     /// Writes down that nothing of a pack can be read.
@@ -82,11 +93,12 @@ enum Judgement {
     Unknown,
 }
 
-struct Listed {
-    kind: PackKind,
-    id: PackId,
-    name: store::ObjectName,
-    size_bytes: u64,
+/// A pack as the store lists it.
+pub(super) struct Listed {
+    pub(super) kind: PackKind,
+    pub(super) id: PackId,
+    pub(super) name: store::ObjectName,
+    pub(super) size_bytes: u64,
 }
 
 fn list_packs(ground: &Ground) -> Result<Vec<Listed>> {
@@ -153,15 +165,14 @@ fn check_listed(
     {
         ground.refresh()?;
     }
-    for pack in packs {
-        session.check()?;
-        let outcome = if chosen.contains(&pack.id) {
-            check_whole(ground, pack, bad, report)
-        } else {
-            check_directory(ground, pack)
-        };
+    for (pack, look) in packs
+        .iter()
+        .zip(pool::look_at_packs(ground, packs, chosen, session)?)
+    {
+        bad.absorb(look.bad);
+        report.absorb(look.report);
         bad.seen.insert(pack.id);
-        match outcome {
+        match look.outcome {
             Ok(()) => {}
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 // Deleted since the listing. What it held is somewhere else now, or it is lost.
@@ -170,10 +181,7 @@ fn check_listed(
                 }
                 continue;
             }
-            Err(error) if is_damage(&error) => {
-                report.find(&pack.name, &error, FindingSeverity::Damaged);
-            }
-            Err(error) => return Err(error),
+            Err(error) => report.find(&pack.name, &error, FindingSeverity::Damaged),
         }
         let coverage = &mut report.coverage;
         coverage.packs = coverage.packs.saturating_add(1);
@@ -253,7 +261,7 @@ fn choose(packs: &[Listed], scope: VerifyScope) -> HashSet<PackId> {
     chosen
 }
 
-fn check_directory(ground: &Ground, pack: &Listed) -> Result<()> {
+pub(super) fn check_directory(ground: &Ground, pack: &Listed) -> Result<()> {
     let file = PackFile::open(&ground.vault, pack.kind, pack.id)?;
     if file.is_whole() {
         Ok(())
@@ -272,13 +280,72 @@ fn check_whole(
     bad: &mut BadPlaces,
     report: &mut VerifyReport,
 ) -> Result<()> {
+    match open_whole(ground, pack, &Mutex::new(()), bad, report)? {
+        None => Ok(()),
+        Some(whole) => {
+            let decoded = whole.decode(0..whole.ordinals);
+            whole.conclude(decoded, bad, report)
+        }
+    }
+}
+
+/// A pack whose bytes are in memory, its blobs still to be decoded.
+pub(super) struct WholePack {
+    file: PackFile,
+    bytes: Vec<u8>,
+    number: u32,
+    /// What its checksum said.
+    whole: Result<()>,
+    /// Blobs have ordinals below this.
+    pub(super) ordinals: u32,
+}
+
+/// What decoding some blobs of a pack showed.
+#[derive(Default)]
+pub(super) struct Decoded {
+    good: u64,
+    lost: Vec<(u32, Error)>,
+}
+
+impl Decoded {
+    pub(super) fn absorb(&mut self, mut other: Self) {
+        self.good = self.good.saturating_add(other.good);
+        self.lost.append(&mut other.lost);
+    }
+
+    /// Puts the lost blobs in order, whoever found them first.
+    pub(super) fn sort(&mut self) {
+        self.lost.sort_by_key(|(ordinal, _)| *ordinal);
+    }
+}
+
+/// Reads a pack and looks at it as a whole; nothing is left to decode when that ends it. Packs that must be searched for
+/// their frames are read a second time, one at once under `rare`, so that memory stays bounded.
+pub(super) fn open_whole(
+    ground: &Ground,
+    pack: &Listed,
+    rare: &Mutex<()>,
+    bad: &mut BadPlaces,
+    report: &mut VerifyReport,
+) -> Result<Option<WholePack>> {
     let limit = u64::try_from(MAX_PACK_BYTES).unwrap_or(u64::MAX);
     let bytes = ground.vault.store().get_bounded(&pack.name, limit)?;
     let number = ground.index.pack_number(pack.id);
     let find_key = |id| ground.vault.data_key(id);
-    let whole = check_whole_pack(&pack.name, pack.kind, pack.id, &bytes, &find_key).map(|_| ());
-    // Even when the checksum is wrong, most blobs may be right: only what does not decode is lost.
-    let file = match PackFile::open(&ground.vault, pack.kind, pack.id) {
+    let (whole, opened) = match check_whole_pack(&pack.name, pack.kind, pack.id, &bytes, &find_key)
+    {
+        Ok(entries) => {
+            let opened = PackFile::of_whole(&ground.vault, &pack.name, &bytes, entries);
+            (Ok(()), opened)
+        }
+        // Even when the checksum is wrong, most blobs may be right: only what does not decode is lost.
+        Err(error) => {
+            let _one_at_once = rare.lock().unwrap_or_else(PoisonError::into_inner);
+            let opened = PackFile::open(&ground.vault, pack.kind, pack.id);
+            (Err(error), opened)
+        }
+    };
+    let file = match opened {
         Ok(file) => file,
         Err(error) if !is_damage(&error) || error.kind() == ErrorKind::NotFound => {
             return Err(error);
@@ -289,39 +356,62 @@ fn check_whole(
             return whole.and(Err(error));
         }
     };
-    report.coverage.packs_read = report.coverage.packs_read.saturating_add(1);
-    report.coverage.pack_bytes_read = report
-        .coverage
-        .pack_bytes_read
-        .saturating_add(pack.size_bytes);
-    let Some(number) = number else { return whole };
-    bad.read.insert(number);
-    if whole.is_err() {
-        bad.damaged.insert(number);
-    }
+    let coverage = &mut report.coverage;
+    coverage.packs_read = coverage.packs_read.saturating_add(1);
+    coverage.pack_bytes_read = coverage.pack_bytes_read.saturating_add(pack.size_bytes);
+    let Some(number) = number else {
+        return whole.map(|()| None);
+    };
     // Frames that were found one by one may have gaps between their numbers.
     let found = file
         .blobs()
         .last()
         .map_or(0, |(at, _)| at.saturating_add(1));
     let told = ground.index.pack(number).map_or(0, |row| row.blobs);
-    let mut plain = vec![0u8; BLOCK_BYTES];
-    for ordinal in 0..told.max(found) {
-        let place = BlobPlace {
-            pack: number,
-            ordinal,
-        };
-        let outcome = decode(&file, ordinal, &bytes, &mut plain);
-        match outcome {
-            Ok(()) => report.coverage.blobs_read = report.coverage.blobs_read.saturating_add(1),
-            Err(error) => {
-                bad.blobs.insert(place);
-                bad.damaged.insert(number);
-                report.find(&pack.name, &error, FindingSeverity::Damaged);
+    Ok(Some(WholePack {
+        file,
+        bytes,
+        number,
+        whole,
+        ordinals: told.max(found),
+    }))
+}
+
+impl WholePack {
+    /// Decodes and hashes some of its blobs.
+    pub(super) fn decode(&self, ordinals: Range<u32>) -> Decoded {
+        let mut decoded = Decoded::default();
+        let mut plain = vec![0u8; BLOCK_BYTES];
+        let mut frame = Vec::new();
+        for ordinal in ordinals {
+            match decode(&self.file, ordinal, &self.bytes, &mut frame, &mut plain) {
+                Ok(()) => decoded.good = decoded.good.saturating_add(1),
+                Err(error) => decoded.lost.push((ordinal, error)),
             }
         }
+        decoded
     }
-    whole
+
+    /// Writes down what was found out; its checksum's verdict is the outcome.
+    pub(super) fn conclude(
+        self,
+        decoded: Decoded,
+        bad: &mut BadPlaces,
+        report: &mut VerifyReport,
+    ) -> Result<()> {
+        let pack = self.number;
+        bad.read.insert(pack);
+        if self.whole.is_err() || !decoded.lost.is_empty() {
+            bad.damaged.insert(pack);
+        }
+        let coverage = &mut report.coverage;
+        coverage.blobs_read = coverage.blobs_read.saturating_add(decoded.good);
+        for (ordinal, error) in decoded.lost {
+            bad.blobs.insert(BlobPlace { pack, ordinal });
+            report.find(self.file.name(), &error, FindingSeverity::Damaged);
+        }
+        self.whole
+    }
 }
 
 /// Whether a pack that cannot be opened is damaged. A wrong checksum alone does not say so of a pack whose key is not here:
@@ -350,7 +440,13 @@ fn whole_is_newer(whole: &Result<()>) -> bool {
     matches!(whole, Err(error) if error.kind() == ErrorKind::Unsupported)
 }
 
-fn decode(file: &PackFile, ordinal: u32, bytes: &[u8], plain: &mut [u8]) -> Result<()> {
+fn decode(
+    file: &PackFile,
+    ordinal: u32,
+    bytes: &[u8],
+    frame: &mut Vec<u8>,
+    plain: &mut [u8],
+) -> Result<()> {
     let lost = || Error::corrupt(file.name(), format_args!("blob {ordinal} is lost"));
     let entry = file.entry(ordinal).ok_or_else(lost)?;
     let start = usize::try_from(entry.offset).map_err(|_| lost())?;
@@ -358,7 +454,8 @@ fn decode(file: &PackFile, ordinal: u32, bytes: &[u8], plain: &mut [u8]) -> Resu
     let end = start
         .saturating_add(FRAME_HEADER_BYTES)
         .saturating_add(stored);
-    let mut frame = bytes.get(start..end).ok_or_else(lost)?.to_vec();
+    frame.clear();
+    frame.extend_from_slice(bytes.get(start..end).ok_or_else(lost)?);
     let plain = plain.get_mut(..entry.name.plain_len()).ok_or_else(lost)?;
-    file.decode(ordinal, &mut frame, plain)
+    file.decode(ordinal, frame, plain)
 }

@@ -17,6 +17,7 @@ mod repair;
 mod retention;
 mod session;
 mod stats;
+mod stop;
 mod support;
 mod verify;
 mod world;

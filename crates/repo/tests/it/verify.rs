@@ -537,3 +537,178 @@ fn missing_points_are_told_as_ranges() {
         .collect();
     assert_eq!(gaps, [(2, 3), (5, 5)]);
 }
+
+/// Several packs of which some are damaged: whatever order threads take them in, the report is the same.
+#[test]
+fn packs_that_are_read_at_once_are_reported_in_one_order() {
+    let world = World::new(20);
+    let repository = world.open();
+    for round in 0..24u64 {
+        let disk = Disk::new(2000, &seeds(round * 40..round * 40 + 200));
+        back_up(&repository, &format!("vm{round}"), &disk).unwrap();
+    }
+    let packs = world.objects("data/");
+    assert!(packs.len() >= 24, "{packs:?}");
+    for (pack, damage) in packs.iter().step_by(5).zip(DAMAGES) {
+        let pack: ObjectName = pack.parse().unwrap();
+        apply(&world, &pack, &packs[1].parse().unwrap(), damage);
+    }
+    let first = world.open().verify(&quiet()).unwrap();
+    assert!(first.damaged_points.len() >= 3, "{first:#?}");
+    assert!(first.findings.is_sorted());
+    for _ in 0..8 {
+        assert_eq!(world.open().verify(&quiet()).unwrap(), first);
+    }
+    let told: BTreeSet<&str> = first
+        .findings
+        .iter()
+        .map(|one| one.object.as_str())
+        .collect();
+    let listed = world.objects("data/");
+    for pack in packs.iter().step_by(5).take(DAMAGES.len()) {
+        assert!(
+            told.contains(pack.as_str()) || !listed.contains(pack),
+            "{pack} is not among {told:?}"
+        );
+    }
+}
+
+#[test]
+fn a_store_that_fails_ends_a_verification_with_its_error() {
+    let world = World::new(21);
+    let repository = world.open();
+    for round in 0..12u64 {
+        let disk = Disk::new(2000, &seeds(round * 40..round * 40 + 40));
+        back_up(&repository, "vm", &disk).unwrap();
+    }
+    let packs = world.objects("data/");
+    for kind in [store::ErrorKind::Unavailable, store::ErrorKind::Cancelled] {
+        let bad = packs[packs.len() / 2].clone();
+        let fault = move |call: &PlannedCall<'_>| {
+            (call.verb == Verb::Get && call.name == bad).then_some(Fault::FailBefore(kind))
+        };
+        let store = FaultyStore::new(Arc::clone(&world.memory), fault);
+        let error = world
+            .open_over(Arc::new(store))
+            .verify(&quiet())
+            .unwrap_err();
+        let expected = repo::Error::from(store::Error::new(kind, "")).kind();
+        assert_eq!(error.kind(), expected, "{error}");
+    }
+    assert!(verify(&world.open()).is_sound());
+}
+
+/// Lets nothing be written, as a read-only mount or credentials that may only read.
+fn read_only(call: &PlannedCall<'_>) -> Option<Fault> {
+    matches!(call.verb, Verb::PutNew | Verb::Delete)
+        .then_some(Fault::FailBefore(store::ErrorKind::Denied))
+}
+
+#[test]
+fn what_may_not_be_written_is_read_without_a_lease_and_never_written() {
+    let world = World::new(22);
+    let disk = Disk::new(300, &seeds(0..20));
+    let made = back_up(&world.open(), "vm", &disk).unwrap();
+    let before = world.objects("");
+    let store = FaultyStore::new(Arc::clone(&world.memory), read_only);
+    let repository = world.open_over(Arc::new(store));
+    let options = |protection, marks| VerifyOptions {
+        scope: VerifyScope::Full,
+        marks,
+        protection,
+    };
+    let wished = ReadProtection::LeaseIfWritable;
+    let report = repository
+        .verify(&options(wished, VerifyMarks::ReportOnly))
+        .unwrap();
+    assert!(report.is_sound() && report.protection == ReadProtection::None);
+    let session = repository
+        .read_session(LeaseKind::Restore, &[&made], wished)
+        .unwrap();
+    assert_eq!(session.protection(), ReadProtection::None);
+    crate::world::check_point(&repository, &made, &disk).unwrap();
+    let there = World::new(23);
+    let copy = repo::copy::CopyOptions {
+        protection: wished,
+        ..repo::copy::CopyOptions::default()
+    };
+    let copied = repository.copy_to(&there.open(), &copy).unwrap();
+    assert_eq!(copied.copied.len(), 1);
+    assert_eq!(copied.protection, ReadProtection::None);
+
+    let denied = |outcome: repo::Result<()>| {
+        assert_eq!(outcome.unwrap_err().kind(), repo::ErrorKind::Denied);
+    };
+    denied(
+        repository
+            .verify(&options(wished, VerifyMarks::Put))
+            .map(drop),
+    );
+    denied(
+        repository
+            .verify(&options(ReadProtection::Lease, VerifyMarks::ReportOnly))
+            .map(drop),
+    );
+    denied(repository.begin(&name("vm"), &begin_options()).map(drop));
+    denied(repo::gc::collect_garbage(&repository, &options_of_gc()).map(drop));
+    assert_eq!(world.objects(""), before);
+
+    // Where a lease can be written it is.
+    let report = world
+        .open()
+        .verify(&options(wished, VerifyMarks::ReportOnly))
+        .unwrap();
+    assert_eq!(report.protection, ReadProtection::Lease);
+    assert!(world.objects("leases/").is_empty());
+}
+
+fn options_of_gc() -> repo::gc::GcOptions {
+    options()
+}
+
+/// Lets nothing be written, and removes a point and what only it needed before the first pack is read.
+struct Freeing {
+    world: World,
+    done: bool,
+}
+
+impl FaultPlan for Freeing {
+    fn fault(&mut self, call: &PlannedCall<'_>) -> Option<Fault> {
+        if call.verb == Verb::Get && call.name.starts_with("data/") && !self.done {
+            self.done = true;
+            let repository = self.world.open();
+            repository.forget(&point(&repository, "old@1"), "").unwrap();
+            collect(&repository);
+        }
+        read_only(call)
+    }
+}
+
+#[test]
+fn a_point_that_goes_while_an_unprotected_reader_verifies_is_no_damage() {
+    let world = World::new(24);
+    back_up(&world.open(), "old", &Disk::new(300, &seeds(0..20))).unwrap();
+    let kept = back_up(&world.open(), "vm", &Disk::new(300, &seeds(50..60))).unwrap();
+    let before = world.objects("data/").len();
+    let freeing = Freeing {
+        world: World {
+            clock: world.clock.clone(),
+            random: world.random.clone(),
+            memory: world.memory.clone(),
+            key_file: world.key_file.clone(),
+        },
+        done: false,
+    };
+    let store = FaultyStore::new(Arc::clone(&world.memory), freeing);
+    let report = world
+        .open_over(Arc::new(store))
+        .verify(&VerifyOptions {
+            marks: VerifyMarks::ReportOnly,
+            protection: ReadProtection::LeaseIfWritable,
+            ..VerifyOptions::default()
+        })
+        .unwrap();
+    assert!(world.objects("data/").len() < before, "it was freed");
+    assert_eq!(report.damaged_points, [], "{report:#?}");
+    assert_eq!(report.sound_points, [kept.key()]);
+}
