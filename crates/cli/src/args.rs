@@ -443,9 +443,9 @@ pub struct BackupArgs {
     /// Chooses the audited blocks; random when not given
     #[arg(long)]
     pub audit_seed: Option<u64>,
-    /// The version that the changed ranges are relative to; the newest when not given
-    #[arg(long, value_name = "VERSION")]
-    pub parent: Option<String>,
+    /// The version that the changed ranges are relative to, N or NAME@N; the newest when not given
+    #[arg(long, value_name = "VERSION", value_parser = parse_parent)]
+    pub parent: Option<ParentArg>,
     /// Fill the repository from this image first, so that only what differs from it is new
     #[arg(long, value_name = "IMAGE")]
     pub seed: Option<PathBuf>,
@@ -617,6 +617,27 @@ pub enum DebugVerb {
         repo: RepoArgs,
         selector: String,
     },
+}
+
+/// A version that changed ranges are relative to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ParentArg {
+    /// Whose version, if that was said.
+    pub name: Option<String>,
+    /// Its number.
+    pub version: u64,
+}
+
+/// Reads `7` or `NAME@7`.
+pub fn parse_parent(text: &str) -> Result<ParentArg, String> {
+    let (name, number) = match text.trim().rsplit_once('@') {
+        Some((name, number)) => (Some(name.to_owned()), number),
+        None => (None, text.trim()),
+    };
+    number
+        .parse()
+        .map(|version| ParentArg { name, version })
+        .map_err(|_| format!("`{text}` is not a version; write its number, such as 7 or NAME@7"))
 }
 
 /// Reads a share between 0 and 1.

@@ -10,6 +10,7 @@ use crate::args::{DebugVerb, RepoArgs};
 use crate::exit::Exit;
 use crate::keys;
 use crate::output::{Output, Table};
+use crate::watched::Watch;
 
 /// Runs one verb.
 pub fn run(verb: &DebugVerb, output: &Output) -> anyhow::Result<Exit> {
@@ -131,6 +132,7 @@ struct TreeReport {
     root: String,
     length_bytes: u64,
     height: u8,
+    protected_from_gc: bool,
     nodes: Vec<NodeReport>,
 }
 
@@ -139,7 +141,9 @@ fn dump_tree(repo: &RepoArgs, selector: &str, lowest: u8, output: &Output) -> an
     let repository = keys::open(repo)?;
     let point = repository.find_point(&selector.parse()?)?.point;
     let disk = point.disks.first().context("the version has no disk")?;
-    let session = repository.read_session(LeaseKind::Other, &[&point], ReadProtection::Lease)?;
+    let session =
+        repository.read_session(LeaseKind::Other, &[&point], ReadProtection::LeaseIfWritable)?;
+    let protected_from_gc = Watch::new(output).tell_protection(session.protection());
     let reader = repository.open_version(disk, &session)?;
     let mut tree = reader.tree()?;
     let height = disk.height;
@@ -148,6 +152,7 @@ fn dump_tree(repo: &RepoArgs, selector: &str, lowest: u8, output: &Output) -> an
         root: disk.root.to_string(),
         length_bytes: disk.length_bytes,
         height,
+        protected_from_gc,
         nodes: Vec::new(),
     };
     let leaves = block::geometry::leaf_count(disk.length_bytes);

@@ -12,8 +12,6 @@ use repo::{Encryption, Environment, OpenOptions, Repository, RepositoryIdentity,
 use store::Store;
 
 use crate::args::{RepoArgs, UnlockArgs};
-use crate::progress::Bars;
-use crate::watched::WatchedStore;
 
 /// Name and version, as leases and points show it.
 pub fn environment() -> Environment {
@@ -25,13 +23,12 @@ pub fn open(arguments: &RepoArgs) -> anyhow::Result<Repository> {
     open_on(arguments, open_store(&arguments.repo)?)
 }
 
-/// Opens the repository that was named, and shows what is read from it from now on; the caller ends the bar.
-pub fn open_watched(arguments: &RepoArgs, bars: &Arc<Bars>) -> anyhow::Result<Repository> {
-    let store = open_store(&arguments.repo)?;
-    open_on(
-        arguments,
-        Arc::new(WatchedStore::new(store, Arc::clone(bars))),
-    )
+/// Opens the repository that was named over what `wrap` makes of its store.
+pub fn open_through(
+    arguments: &RepoArgs,
+    wrap: impl FnOnce(Arc<dyn Store>) -> Arc<dyn Store>,
+) -> anyhow::Result<Repository> {
+    open_on(arguments, wrap(open_store(&arguments.repo)?))
 }
 
 fn open_on(arguments: &RepoArgs, store: Arc<dyn Store>) -> anyhow::Result<Repository> {

@@ -1,6 +1,6 @@
 //! Progress bars with speed and time left, on a terminal only.
 
-use std::sync::Mutex;
+use std::sync::{Mutex, OnceLock};
 
 use engine::{Cancellation, Progress};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -114,8 +114,14 @@ impl vdisk::convert::Progress for DiskBar {
     }
 }
 
-/// A switch that Ctrl-C (or SIGTERM) turns: the job stops at its next safe place. A second Ctrl-C ends the process.
+/// The switch that Ctrl-C (or SIGTERM) turns: what runs stops at its next safe place. A second Ctrl-C ends the process. There
+/// is one for the whole process, however often it is asked for.
 pub fn cancellation() -> Cancellation {
+    static SWITCH: OnceLock<Cancellation> = OnceLock::new();
+    SWITCH.get_or_init(listen).clone()
+}
+
+fn listen() -> Cancellation {
     let cancel = Cancellation::default();
     let switch = cancel.clone();
     let handler = ctrlc::set_handler(move || {

@@ -15,12 +15,14 @@ pub mod diff_disk;
 pub mod restore_disk;
 mod target;
 
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use serde::{Deserialize, Serialize};
 
-use repo::{DiskVersion, RecoveryPoint};
+use repo::lease::LeaseKind;
+use repo::{DiskVersion, ReadProtection, ReadSession, RecoveryPoint, Repository};
 
+use crate::transfer::explained;
 use crate::{Cancellation, Error, ErrorKind, Progress, Result};
 
 /// What happened to a step.
@@ -165,7 +167,7 @@ impl<'a> Steps<'a> {
         while let Some((step, subject, undo)) = self.undo.pop() {
             let undone = undo().and_then(|()| self.note(&step, &subject, StepState::Undone));
             if let Err(failed) = undone {
-                let text = format!("could not take back {step} of {subject}: {failed}");
+                let text = format!("could not take back {step} of {subject}: {}", explained(&failed));
                 self.context.progress.warn(&text);
             }
         }
@@ -180,6 +182,24 @@ impl<'a> Steps<'a> {
             subject: subject.to_owned(),
         })
     }
+}
+
+/// What an operator is told when a reader has no lease.
+pub const UNPROTECTED: &str = "nothing can be written to the repository, so no lease protects this reader: \
+     if garbage is collected meanwhile, it may fail, or find less than was there";
+
+/// Protects points while they are read. Where nothing can be written they are read all the same, and the operator is told.
+pub(crate) fn protect(
+    repository: &Repository,
+    kind: LeaseKind,
+    points: &[&RecoveryPoint],
+    context: JobContext<'_>,
+) -> Result<Arc<ReadSession>> {
+    let session = repository.read_session(kind, points, ReadProtection::LeaseIfWritable)?;
+    if session.protection() == ReadProtection::None {
+        context.progress.warn(UNPROTECTED);
+    }
+    Ok(session)
 }
 
 /// The disk of a point that is meant: the one of this label, or the only one.

@@ -55,6 +55,12 @@ fn repository_rule(kind: repo::ErrorKind) -> Rule {
             "Its disk or quota is full. Nothing that was committed is affected.",
             "Make room, or free what no point needs: hikae repo gc REPO",
         ),
+        Kind::Denied => (
+            "HK-1014",
+            "The store does not allow this.",
+            "It is mounted read-only, or the account or key in use may only read.",
+            "Give the account the right to write there. Reading verbs (verify without --mark, restore, check, diff, list) need none",
+        ),
         Kind::NotFound => (
             "HK-1002",
             "Something that was named is not in the repository.",
@@ -140,6 +146,7 @@ fn store_rule(kind: store::ErrorKind) -> Rule {
             "Look at the place; make a new repository with: hikae repo init REPO",
         ),
         Kind::Full => repository_rule(repo::ErrorKind::Full),
+        Kind::Denied => repository_rule(repo::ErrorKind::Denied),
         Kind::AlreadyExists => repository_rule(repo::ErrorKind::AlreadyExists),
         Kind::Cancelled => repository_rule(repo::ErrorKind::Cancelled),
         Kind::Invalid => repository_rule(repo::ErrorKind::Invalid),

@@ -455,7 +455,7 @@ impl<'a> Transfer<'a> {
     ) {
         let tree = builder.checkpoint(&mut self.nodes());
         if let Err(failed) = tree.map_err(Error::from).and_then(checkpoint) {
-            let text = format!("progress could not be saved: {failed}");
+            let text = format!("progress could not be saved: {}", explained(&failed));
             self.context.progress.warn(&text);
         }
     }

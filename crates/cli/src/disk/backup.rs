@@ -1,7 +1,8 @@
 //! `hikae disk backup`: the next version of a name.
 //!
 //! The JSON object has at least `version`, `root`, `bytes_logical`, `bytes_read`, `bytes_hashed`, `bytes_sent`,
-//! `bytes_stored` and `seconds`.
+//! `bytes_stored` and `seconds`; `compared_everything_because` says why changed ranges were not used, and is null when they
+//! were or none were given.
 
 use std::path::Path;
 use std::time::Instant;
@@ -13,10 +14,10 @@ use engine::Tracking;
 use engine::job::backup_disk::{BackupReport, BackupRequest, backup_disk, plan_backup_disk};
 use engine::job::{JobContext, NoJournal};
 use engine::profile::profile_of;
-use repo::{ProtectedName, Repository};
+use repo::{PointSelector, ProtectedName, Repository, Which};
 use serde::Serialize;
 
-use crate::args::BackupArgs;
+use crate::args::{BackupArgs, ParentArg};
 use crate::exit::Exit;
 use crate::image::open_image;
 use crate::keys;
@@ -42,6 +43,7 @@ struct Report {
     blocks_audited: u64,
     tracking_lies: Vec<(u64, u64)>,
     compared_everything_after_a_lie: bool,
+    compared_everything_because: Option<String>,
     unreadable: Vec<(u64, u64)>,
     resumed: bool,
     seconds: f64,
@@ -52,7 +54,10 @@ pub fn run(arguments: &BackupArgs, output: &Output) -> anyhow::Result<Exit> {
     let started = Instant::now();
     let repository = keys::open(&arguments.repo)?;
     let name = ProtectedName::new(arguments.name.clone())?;
-    let mut request = request(arguments, name.clone())?;
+    if let Some(parent) = &arguments.parent {
+        check_parent(&repository, &name, parent)?;
+    }
+    let mut request = request(arguments, name)?;
     if let Some(seed) = &arguments.seed {
         run_seed(&repository, &request, seed, arguments, output)?;
     }
@@ -64,7 +69,7 @@ pub fn run(arguments: &BackupArgs, output: &Output) -> anyhow::Result<Exit> {
         return Ok(Exit::Done);
     }
     let done = run_one(&repository, &request, &image, output)?;
-    let report = report(done, started);
+    let report = report(arguments, done, started);
     let has_findings = !report.tracking_lies.is_empty() || !report.unreadable.is_empty();
     output.report(&report, text)?;
     Ok(if has_findings {
@@ -72,6 +77,37 @@ pub fn run(arguments: &BackupArgs, output: &Output) -> anyhow::Result<Exit> {
     } else {
         Exit::Done
     })
+}
+
+/// Refuses a parent that is not there: whoever names one has changed ranges that mean nothing without it.
+fn check_parent(
+    repository: &Repository,
+    name: &ProtectedName,
+    parent: &ParentArg,
+) -> anyhow::Result<()> {
+    let version = parent.version;
+    if let Some(other) = &parent.name
+        && *other != name.to_string()
+    {
+        return Err(crate::exit::misused_flag(format!(
+            "--parent {other}@{version}: this is a backup of {name}"
+        )));
+    }
+    let selector = PointSelector {
+        name: name.clone(),
+        which: Which::Sequence(version),
+    };
+    match repository.find_point(&selector) {
+        // What is damaged is there: the backup heals it, and says so.
+        Ok(_) => Ok(()),
+        Err(error) if error.kind() == repo::ErrorKind::Corrupt => Ok(()),
+        Err(error) if error.kind() == repo::ErrorKind::NotFound => {
+            Err(crate::exit::misused_flag(format!(
+                "--parent {version}: {name} has no such version; leave --parent and --changed-ranges away to compare everything"
+            )))
+        }
+        Err(error) => Err(error.into()),
+    }
 }
 
 fn run_one(
@@ -142,13 +178,7 @@ fn request(arguments: &BackupArgs, name: ProtectedName) -> anyhow::Result<Backup
             },
         });
     }
-    if let Some(parent) = &arguments.parent {
-        let number = parent.rsplit('@').next().unwrap_or(parent);
-        let number = number
-            .parse()
-            .with_context(|| format!("`{parent}` is not a version number"))?;
-        request.tracking_since = Some(number);
-    }
+    request.tracking_since = arguments.parent.as_ref().map(|parent| parent.version);
     Ok(request)
 }
 
@@ -219,7 +249,24 @@ fn range_line(line: &str) -> anyhow::Result<(u64, u64)> {
     }
 }
 
-fn report(done: BackupReport, started: Instant) -> Report {
+/// Why everything was compared although that was not what was asked for.
+fn because(arguments: &BackupArgs, done: &BackupReport) -> Option<String> {
+    let is_tracked = arguments.changed_ranges.is_some();
+    if !done.reason.is_empty() {
+        Some(done.reason.clone())
+    } else if !done.lies.is_empty() {
+        Some("change tracking lied".to_owned())
+    } else if is_tracked && done.parent.is_none() {
+        Some("there is no version to compare with".to_owned())
+    } else if arguments.parent.is_some() && !is_tracked {
+        Some("--parent was given without --changed-ranges".to_owned())
+    } else {
+        None
+    }
+}
+
+fn report(arguments: &BackupArgs, done: BackupReport, started: Instant) -> Report {
+    let because = because(arguments, &done);
     Report {
         name: done.name,
         version: done.sequence,
@@ -236,8 +283,9 @@ fn report(done: BackupReport, started: Instant) -> Report {
         nodes_stored: done.stored_nodes,
         packs_stored: done.packs,
         blocks_audited: done.audited_blocks,
+        compared_everything_after_a_lie: !done.lies.is_empty(),
         tracking_lies: done.lies,
-        compared_everything_after_a_lie: done.fell_back,
+        compared_everything_because: because,
         unreadable: done.unreadable,
         resumed: done.resumed,
         seconds: started.elapsed().as_secs_f64(),
@@ -261,6 +309,11 @@ fn text(report: &Report) -> String {
     );
     if report.resumed {
         text.push_str("  went on where an interrupted run had stopped\n");
+    }
+    if let Some(because) = &report.compared_everything_because
+        && report.tracking_lies.is_empty()
+    {
+        text.push_str(&format!("  everything was compared: {because}\n"));
     }
     if !report.tracking_lies.is_empty() {
         text.push_str(&format!(

@@ -30,6 +30,7 @@ struct Report {
     bytes_read_back: u64,
     zeroed_ranges: usize,
     resumed: bool,
+    protected_from_gc: bool,
     seconds: f64,
 }
 
@@ -97,6 +98,7 @@ fn report(done: RestoreReport, started: Instant) -> Report {
         bytes_read_back: done.read_back_bytes,
         zeroed_ranges: done.plan.zeroed_ranges,
         resumed: done.resumed,
+        protected_from_gc: done.protected_from_gc,
         seconds: started.elapsed().as_secs_f64(),
     }
 }

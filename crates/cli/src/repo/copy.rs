@@ -1,19 +1,16 @@
 //! `hikae repo copy`: points into another repository, sending only what it lacks. Ends with 3 when the source is damaged.
 
-use std::sync::Arc;
 use std::time::Instant;
 
-use engine::Progress;
 use repo::copy::{CopyOptions, CopySelection};
 use repo::marks::PointVisibility;
-use repo::{ProtectedName, Repository};
+use repo::{ProtectedName, ReadProtection, Repository};
 use serde::Serialize;
 
 use crate::args::{CopyArgs, RepoArgs, UnlockArgs};
 use crate::exit::Exit;
-use crate::keys;
 use crate::output::{Output, bytes, seconds};
-use crate::progress::Bars;
+use crate::watched::{Traffic, Watch};
 
 #[derive(Serialize)]
 struct Copied {
@@ -39,6 +36,7 @@ struct Report {
     blocks_stored: u64,
     nodes_stored: u64,
     bytes_stored: u64,
+    protected_from_gc: bool,
     seconds: f64,
 }
 
@@ -46,25 +44,23 @@ struct Report {
 pub fn run(arguments: &CopyArgs, output: &Output) -> anyhow::Result<Exit> {
     let started = Instant::now();
     let source_args = arguments.source.to_repo_args();
-    let bars = Arc::new(Bars::new(output));
-    let source = keys::open_watched(&source_args, &bars)?;
-    let target = keys::open(&RepoArgs {
+    let watch = Watch::new(output);
+    let source = watch.open(&source_args, Traffic::Hidden)?;
+    let to = RepoArgs {
         repo: arguments.to.clone(),
         unlock: UnlockArgs {
             key_file: arguments.to_key_file.clone(),
             cache_dir: source_args.unlock.cache_dir.clone(),
             ..UnlockArgs::default()
         },
-    })?;
-    let name = arguments.name.clone().map(ProtectedName::new).transpose()?;
-    bars.begin("copying", None);
-    let report = if arguments.dry_run {
-        plan(&source, &target, name.as_ref())
-    } else {
-        execute(&source, &target, name)
     };
-    bars.end();
-    let mut report = report?;
+    let target = watch.open(&to, Traffic::Hidden)?;
+    let name = arguments.name.clone().map(ProtectedName::new).transpose()?;
+    let mut report = if arguments.dry_run {
+        plan(&source, &target, name.as_ref())?
+    } else {
+        execute(&source, &target, name, &watch)?
+    };
     report.seconds = started.elapsed().as_secs_f64();
     output.report(&report, text)?;
     Ok(if report.failed.is_empty() {
@@ -78,15 +74,17 @@ fn execute(
     source: &Repository,
     target: &Repository,
     name: Option<ProtectedName>,
+    watch: &Watch,
 ) -> anyhow::Result<Report> {
-    let selection = name.map_or(CopySelection::All, |name| CopySelection::Names(vec![name]));
-    let done = source.copy_to(
-        target,
-        &CopyOptions {
-            selection,
-            ..CopyOptions::default()
-        },
-    )?;
+    let options = CopyOptions {
+        selection: name.map_or(CopySelection::All, |name| CopySelection::Names(vec![name])),
+        protection: ReadProtection::LeaseIfWritable,
+        ..CopyOptions::default()
+    };
+    let compare = || Ok(None);
+    let done = watch.run("comparing", compare, || {
+        source.copy_to_watched(target, &options, watch)
+    })?;
     Ok(Report {
         dry_run: false,
         copied: done
@@ -112,6 +110,7 @@ fn execute(
         blocks_stored: done.blocks_stored,
         nodes_stored: done.nodes_stored,
         bytes_stored: done.stored_bytes,
+        protected_from_gc: watch.tell_protection(done.protection),
         seconds: 0.0,
     })
 }
@@ -139,6 +138,7 @@ fn plan(
         blocks_stored: 0,
         nodes_stored: 0,
         bytes_stored: 0,
+        protected_from_gc: true,
         seconds: 0.0,
     };
     for record in source.points()?.0 {

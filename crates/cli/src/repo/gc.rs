@@ -1,17 +1,14 @@
 //! `hikae repo gc`: what no point needs any more is freed, beside everything else that runs.
 
-use std::sync::Arc;
 use std::time::Instant;
 
-use engine::Progress;
 use repo::gc::{GcMode, GcOptions, GcReport, collect_garbage};
 use serde::Serialize;
 
 use crate::args::GcArgs;
 use crate::exit::Exit;
-use crate::keys;
 use crate::output::{Output, bytes, seconds};
-use crate::progress::Bars;
+use crate::watched::{PackBytes, Traffic, Watch};
 
 #[derive(Serialize)]
 struct Damage {
@@ -51,8 +48,8 @@ pub fn run(arguments: &GcArgs, output: &Output) -> anyhow::Result<Exit> {
     let started = Instant::now();
     let mut repo = arguments.target.to_repo_args();
     repo.unlock.stall_seconds = Some(arguments.stall);
-    let bars = Arc::new(Bars::new(output));
-    let repository = keys::open_watched(&repo, &bars)?;
+    let watch = Watch::new(output);
+    let repository = watch.open(&repo, Traffic::ReadsThenPacking)?;
     let mut options = GcOptions {
         repack_below_percent: arguments.repack_below,
         mode: if arguments.dry_run {
@@ -65,10 +62,11 @@ pub fn run(arguments: &GcArgs, output: &Output) -> anyhow::Result<Exit> {
     if let Some(budget) = arguments.repack_budget {
         options.repack_budget_bytes = budget;
     }
-    bars.begin("collecting garbage", None);
-    let done = collect_garbage(&repository, &options);
-    bars.end();
-    let done = done?;
+    // What is needed is found by reading every node.
+    let total = || PackBytes::of(repository.store().as_ref()).map(|packs| Some(packs.node));
+    let done = watch.run("finding what is needed", total, || {
+        collect_garbage(&repository, &options)
+    })?;
     let report = report(&done, started);
     output.report(&report, text)?;
     Ok(if report.quarantined.is_empty() {

@@ -1,18 +1,15 @@
 //! `hikae repo repair`: damage is healed from another repository or from a source image. Ends with 3 when some is left.
 
-use std::sync::Arc;
 use std::time::Instant;
 
-use engine::Progress;
 use repo::repair::{RepairMode, RepairReport, RepairSource};
 use serde::Serialize;
 use vdisk::{Image, OpenOptions};
 
 use crate::args::{RepairArgs, RepoArgs, UnlockArgs};
 use crate::exit::Exit;
-use crate::keys;
 use crate::output::{Output, seconds};
-use crate::progress::Bars;
+use crate::watched::{PackBytes, Traffic, Watch};
 
 #[derive(Serialize)]
 struct Report {
@@ -35,17 +32,20 @@ struct Report {
 pub fn run(arguments: &RepairArgs, output: &Output) -> anyhow::Result<Exit> {
     let started = Instant::now();
     let target = arguments.target.to_repo_args();
-    let bars = Arc::new(Bars::new(output));
-    let repository = keys::open_watched(&target, &bars)?;
+    let watch = Watch::new(output);
+    let repository = watch.open(&target, Traffic::Reads)?;
     let other = match &arguments.from {
-        Some(from) => Some(keys::open(&RepoArgs {
-            repo: from.clone(),
-            unlock: UnlockArgs {
-                key_file: arguments.from_key_file.clone(),
-                cache_dir: target.unlock.cache_dir.clone(),
-                ..UnlockArgs::default()
-            },
-        })?),
+        Some(from) => {
+            let from = RepoArgs {
+                repo: from.clone(),
+                unlock: UnlockArgs {
+                    key_file: arguments.from_key_file.clone(),
+                    cache_dir: target.unlock.cache_dir.clone(),
+                    ..UnlockArgs::default()
+                },
+            };
+            Some(watch.open(&from, Traffic::Hidden)?)
+        }
         None => None,
     };
     let image = match &arguments.from_image {
@@ -60,10 +60,16 @@ pub fn run(arguments: &RepairArgs, output: &Output) -> anyhow::Result<Exit> {
     } else {
         RepairMode::Execute
     };
-    bars.begin("repairing", None);
-    let done = repository.repair(&sources, mode);
-    bars.end();
-    let done = done?;
+    // Everything is read before, and again afterwards to prove what was done.
+    let readings = match mode {
+        RepairMode::DryRun => 1,
+        RepairMode::Execute => 2,
+    };
+    let total = || {
+        PackBytes::of(repository.store().as_ref())
+            .map(|packs| Some(packs.full_read().saturating_mul(readings)))
+    };
+    let done = watch.run("repairing", total, || repository.repair(&sources, mode))?;
     let report = report(&done, mode, started);
     output.report(&report, text)?;
     Ok(if report.sound {

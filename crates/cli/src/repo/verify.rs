@@ -1,10 +1,8 @@
 //! `hikae repo verify`: the repository against its hashes. Ends with 3 when anything is damaged.
 
-use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::bail;
-use engine::Progress;
 use repo::ReadProtection;
 use repo::verify::{
     FindingSeverity, SampleBudget, VerifyMarks, VerifyOptions, VerifyReport, VerifyScope,
@@ -13,11 +11,10 @@ use repo::verify::{
 use serde::Serialize;
 
 use crate::args::VerifyArgs;
-use crate::exit::Exit;
+use crate::exit::{self, Exit};
 use crate::keys;
 use crate::output::{Output, bytes, seconds};
-use crate::progress::Bars;
-use crate::watched::pack_bytes;
+use crate::watched::{PackBytes, Traffic, Watch};
 
 #[derive(Serialize)]
 struct FindingReport {
@@ -47,6 +44,7 @@ struct Report {
     pack_bytes_read: u64,
     blobs_read: u64,
     nodes_walked: u64,
+    protected_from_gc: bool,
     seconds: f64,
 }
 
@@ -54,22 +52,26 @@ struct Report {
 pub fn run(arguments: &VerifyArgs, output: &Output) -> anyhow::Result<Exit> {
     let started = Instant::now();
     let repo = arguments.target.to_repo_args();
+    let watch = Watch::new(output);
     let found = if arguments.without_keys {
         if arguments.sample.is_some() || arguments.budget.is_some() || arguments.mark {
-            bail!("--without-keys reads everything and can write no marks");
+            bail!(exit::not_possible(
+                "--without-keys reads everything and can write no marks"
+            ));
         }
-        verify_without_keys(keys::open_store(&repo.repo)?.as_ref())?
+        let store = watch.over(keys::open_store(&repo.repo)?, Traffic::Reads);
+        let total = || PackBytes::of(store.as_ref()).map(|packs| Some(packs.data + packs.node));
+        watch.run("verifying", total, || verify_without_keys(store.as_ref()))?
     } else {
-        let bars = Arc::new(Bars::new(output));
-        let repository = keys::open_watched(&repo, &bars)?;
-        let total = match arguments.structure || arguments.sample.is_some() {
-            true => None,
-            false => Some(pack_bytes(repository.store().as_ref())?),
+        let repository = watch.open(&repo, Traffic::Reads)?;
+        let options = options(arguments);
+        let total = || {
+            let packs = PackBytes::of(repository.store().as_ref())?;
+            Ok(expected_bytes(options.scope, packs))
         };
-        bars.begin("verifying", total);
-        let found = repository.verify(&options(arguments));
-        bars.end();
-        found?
+        let found = watch.run("verifying", total, || repository.verify(&options))?;
+        watch.tell_protection(found.protection);
+        found
     };
     let report = report(&found, started);
     output.report(&report, text)?;
@@ -78,6 +80,24 @@ pub fn run(arguments: &VerifyArgs, output: &Output) -> anyhow::Result<Exit> {
     } else {
         Exit::Found
     })
+}
+
+/// About how much will be read: the packs, and the nodes once more when the trees are walked.
+fn expected_bytes(scope: VerifyScope, packs: PackBytes) -> Option<u64> {
+    /// What opening a pack's directory reads.
+    const DIRECTORY_BYTES: u64 = 64 << 10;
+    let all = packs.data.saturating_add(packs.node);
+    let directories = packs.packs.saturating_mul(DIRECTORY_BYTES).min(all);
+    let read = match scope {
+        VerifyScope::Full => return Some(packs.full_read()),
+        VerifyScope::Structure => 0,
+        VerifyScope::Sample { budget, .. } => match budget {
+            SampleBudget::Bytes(bytes) => bytes.min(all),
+            SampleBudget::Percent(percent) => all / 100 * u64::from(percent),
+            SampleBudget::Packs(_) => return None,
+        },
+    };
+    Some(directories.saturating_add(packs.node).saturating_add(read))
 }
 
 fn options(arguments: &VerifyArgs) -> VerifyOptions {
@@ -98,7 +118,7 @@ fn options(arguments: &VerifyArgs) -> VerifyOptions {
         } else {
             VerifyMarks::ReportOnly
         },
-        protection: ReadProtection::Lease,
+        protection: ReadProtection::LeaseIfWritable,
     }
 }
 
@@ -146,6 +166,7 @@ fn report(found: &VerifyReport, started: Instant) -> Report {
         pack_bytes_read: found.coverage.pack_bytes_read,
         blobs_read: found.coverage.blobs_read,
         nodes_walked: found.coverage.nodes_walked,
+        protected_from_gc: found.protection != ReadProtection::None,
         seconds: started.elapsed().as_secs_f64(),
     }
 }

@@ -391,9 +391,10 @@ fn run(
             if session.blobs().stats().packs == 0
                 && let Err(failed) = session.abandon()
             {
-                context
-                    .progress
-                    .warn(&format!("the lease could not be given back: {failed}"));
+                context.progress.warn(&format!(
+                    "the lease could not be given back: {}",
+                    explained(&failed.into())
+                ));
             }
             return Err(error);
         }

@@ -6,7 +6,7 @@ use repo::lease::LeaseKind;
 use repo::{PointSelector, ReadProtection, Repository};
 use serde::Serialize;
 
-use super::{JobContext, choose_disk};
+use super::{JobContext, choose_disk, protect};
 use crate::Result;
 use crate::compare::{LeafWindow, compare_with_tree, slot_ranges};
 
@@ -34,6 +34,8 @@ pub struct CheckDiskReport {
     pub more_ranges: bool,
     /// Bytes read from the disk.
     pub read_bytes: u64,
+    /// Whether a lease kept garbage collection off the version meanwhile.
+    pub protected_from_gc: bool,
 }
 
 /// Compares a disk with a version.
@@ -49,7 +51,7 @@ pub fn check_disk(
 ) -> Result<CheckDiskReport> {
     let point = repository.find_point(selector)?.point;
     let version = choose_disk(&point, label)?;
-    let session = repository.read_session(LeaseKind::Verify, &[&point], ReadProtection::Lease)?;
+    let session = protect(repository, LeaseKind::Verify, &[&point], context)?;
     // What the version leaves out on purpose is no difference.
     let left_out = version
         .omissions
@@ -71,6 +73,7 @@ pub fn check_disk(
         ranges: Vec::new(),
         more_ranges: false,
         read_bytes: 0,
+        protected_from_gc: session.protection() == ReadProtection::Lease,
     };
     context.progress.begin("comparing", Some(longer));
     let compared = compare_with_tree(

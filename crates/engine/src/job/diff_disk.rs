@@ -7,7 +7,7 @@ use repo::lease::LeaseKind;
 use repo::{PointSelector, ReadProtection, Repository};
 use serde::Serialize;
 
-use super::{JobContext, choose_disk};
+use super::{JobContext, choose_disk, protect};
 use crate::Result;
 
 /// What a comparison of two versions found.
@@ -25,6 +25,8 @@ pub struct DiffReport {
     pub differing_bytes: u64,
     /// How many ranges.
     pub ranges: u64,
+    /// Whether a lease kept garbage collection off the versions meanwhile.
+    pub protected_from_gc: bool,
 }
 
 /// Walks two versions and hands every range that differs to `found`: offset and length in bytes, ascending.
@@ -42,7 +44,7 @@ pub fn diff_disks(
         repository.find_point(older)?.point,
         repository.find_point(newer)?.point,
     );
-    let session = repository.read_session(LeaseKind::Verify, &[&a, &b], ReadProtection::Lease)?;
+    let session = protect(repository, LeaseKind::Verify, &[&a, &b], context)?;
     let (one, two) = (choose_disk(&a, label)?, choose_disk(&b, label)?);
     let mut report = DiffReport {
         older: format!("{}@{}", a.name, a.sequence),
@@ -51,6 +53,7 @@ pub fn diff_disks(
         newer_length_bytes: two.length_bytes,
         differing_bytes: 0,
         ranges: 0,
+        protected_from_gc: session.protection() == ReadProtection::Lease,
     };
     for range in BlockDifferences::new(one.tree(), repository, two.tree(), repository)? {
         context.cancel.check()?;

@@ -30,9 +30,10 @@ use vdisk::vhdx::IdSource;
 use vdisk::{Format, Subformat};
 
 use super::target::is_device;
-use super::{JobContext, Steps, choose_disk};
+use super::{JobContext, Steps, choose_disk, protect};
 use crate::compare::{LeafWindow, compare_with_tree};
 use crate::profile::{format_word, profile_from, subformat_word};
+use crate::transfer::explained;
 use crate::{Error, ErrorKind, Result};
 
 /// Leaves with data between two flushes of a new image unless told otherwise: 8 GiB.
@@ -187,6 +188,8 @@ pub struct RestoreReport {
     pub read_back_bytes: u64,
     /// Whether the whole target was compared with the version's tree.
     pub is_proved: bool,
+    /// Whether a lease kept garbage collection off the version meanwhile.
+    pub protected_from_gc: bool,
     /// How long it took.
     pub elapsed_ms: u64,
 }
@@ -275,7 +278,7 @@ pub fn restore_disk(
     let disk = choose_disk(&point, request.label.as_deref())?;
     let (plan, profile) = plan_on(request, &point, disk)?;
     let lock = lock::TargetLock::take(&request.target, request.mode)?;
-    let session = repository.read_session(LeaseKind::Restore, &[&point], ReadProtection::Lease)?;
+    let session = protect(repository, LeaseKind::Restore, &[&point], context)?;
     let reader = repository.open_version(disk, &session)?;
     let mut report = RestoreReport {
         plan,
@@ -284,6 +287,7 @@ pub fn restore_disk(
         zeroed_bytes: 0,
         read_back_bytes: 0,
         is_proved: false,
+        protected_from_gc: session.protection() == ReadProtection::Lease,
         elapsed_ms: 0,
     };
     let mut steps = Steps::new(context, format!("restore of {}", report.plan.version));
@@ -305,7 +309,8 @@ pub fn restore_disk(
     steps.finish(result)?;
     if let Err(error) = ended {
         context.progress.warn(&format!(
-            "the reader's lease could not be given back: {error}"
+            "the reader's lease could not be given back: {}",
+            explained(&error.into())
         ));
     }
     report.elapsed_ms = clock.monotonic_ms().saturating_sub(started_ms);

@@ -37,6 +37,10 @@ fn a_writer_stopped_across_a_whole_gc_is_fenced_and_its_disk_is_safe_on_the_next
     writer.signal(Signal::CONT);
     let outcome = writer.wait().expect(5);
     assert!(outcome.json()["problem"].is_object(), "{outcome:#?}");
+    for warning in outcome.stderr.lines() {
+        let is_whole = !warning.contains("could not be") || warning.contains("was broken");
+        assert!(is_whole, "a warning without its cause: {outcome:#?}");
+    }
     assert!(
         repository.versions("vm").is_empty(),
         "nothing was committed"

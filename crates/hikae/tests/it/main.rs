@@ -8,6 +8,8 @@
 //! | [`repair`] | damage is repaired from a healthy copy, however often the repair is killed |
 //! | [`reader`] | `tools/read_repository.py` reads the same bytes without Hikae |
 //! | [`bucket`] | the same repository over S3 |
+//! | [`stop`] | what is told to stop by Ctrl-C or SIGTERM leaves no lease and is simply run again |
+//! | [`read_only`] | a repository that cannot be written can be read |
 //! | [`words`] | what is typed outweighs the environment; nonsense ends as a problem |
 //!
 //! `HIKAE_KILL_ROUNDS` and `HIKAE_KILL_SEED` choose how often and from which seed processes are killed.
@@ -16,8 +18,10 @@ mod bucket;
 mod disk;
 mod fence;
 mod kill;
+mod read_only;
 mod reader;
 mod repair;
 mod round_trip;
 mod site;
+mod stop;
 mod words;

@@ -71,3 +71,49 @@ fn a_repository_wants_an_empty_folder_and_its_key_elsewhere() {
     assert_eq!(outcome.json()["problem"]["code"], "HK-3006");
     assert!(!site.path("repository/key").exists());
 }
+
+#[test]
+fn a_parent_that_is_not_there_is_refused_and_one_that_is_not_used_is_said() {
+    let site = Site::new();
+    let repository = site.init("repository");
+    let image = site.path("disk.raw");
+    disk::create(&image, 4 << 20, 2 << 20, &mut Random::new(3));
+    let ranges = site.path("ranges");
+    std::fs::write(&ranges, "0 65536\n").expect("write the ranges");
+    let run = |more: &[&str]| {
+        let mut arguments = repository.backup_arguments(&image, "vm");
+        arguments.extend(more.iter().map(|word| os(word)));
+        site.run(arguments)
+    };
+    let ranges = ranges.to_str().expect("text");
+    let first = run(&["--changed-ranges", ranges]).expect(0).json();
+    let because = first["compared_everything_because"].as_str();
+    assert!(
+        because.is_some_and(|text| text.contains("no version")),
+        "{first}"
+    );
+    run(&[]).expect(0);
+
+    for parent in ["7", "vm@7", "other@1"] {
+        let outcome = run(&["--changed-ranges", ranges, "--parent", parent]).expect(2);
+        let problem = &outcome.json()["problem"];
+        assert_eq!(problem["code"], "HK-3004", "{problem}");
+        assert!(problem.to_string().contains("--parent"), "{problem}");
+    }
+    run(&["--changed-ranges", ranges, "--parent", "seven"]).expect(2);
+    assert_eq!(repository.versions("vm").len(), 2);
+
+    let older = run(&["--changed-ranges", ranges, "--parent", "vm@1"]).expect(0);
+    let report = older.json();
+    let because = report["compared_everything_because"].as_str();
+    assert!(
+        because.is_some_and(|text| text.contains("version 1")),
+        "{report}"
+    );
+    assert!(older.stderr.contains("version 1"), "{older:#?}");
+    assert_eq!(report["compared_everything_after_a_lie"], false);
+    let used = run(&["--changed-ranges", ranges, "--parent", "3"])
+        .expect(0)
+        .json();
+    assert!(used["compared_everything_because"].is_null(), "{used}");
+}
