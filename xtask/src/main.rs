@@ -1,8 +1,9 @@
-//! Automation: `cargo xtask test|tidy|bench`.
+//! Automation: `cargo xtask test|tidy|bench|crash`.
 //!
 //! - `test`: everything that decides whether a change may land ([`test`]).
 //! - `tidy`: the rules of the source text alone ([`tidy`]); also a test, so that `cargo test` holds them, too.
 //! - `bench`: measures, and writes `docs/BENCHMARKS.md` ([`bench`]).
+//! - `crash`: kills real processes hundreds of times and looks what is left ([`xtask::crash`]).
 
 mod bench;
 mod test;
@@ -13,7 +14,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, bail, ensure};
 
-const USAGE: &str = "usage: cargo xtask test|tidy|bench";
+const USAGE: &str = "usage: cargo xtask test|tidy|bench|crash";
 
 fn main() -> anyhow::Result<ExitCode> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -29,6 +30,7 @@ fn main() -> anyhow::Result<ExitCode> {
             ensure!(rest.is_empty(), "cargo xtask tidy takes no arguments");
             tidy::run(&workspace()?)
         }
+        "crash" => xtask::crash::run(rest, &workspace()?),
         "bench" => bench::run(rest).map(|()| ExitCode::SUCCESS),
         _ => bail!(USAGE),
     }

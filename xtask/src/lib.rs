@@ -1,0 +1,3 @@
+//! What automation shares with tests: killing real processes ([`crash`]).
+
+pub mod crash;
