@@ -107,7 +107,7 @@ pub(crate) struct Options {
 impl Options {
     fn parse(arguments: &[String], workspace: &Path) -> Result<Self> {
         let mut options = Self {
-            size_bytes: 4 << 30,
+            size_bytes: 6 << 30,
             rounds: 5,
             effort: Effort::Full,
             sections: Section::ALL.iter().map(|(_, section)| *section).collect(),

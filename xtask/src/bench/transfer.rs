@@ -196,7 +196,6 @@ impl Transfer<'_> {
             header,
             rows,
         });
-        self.judge(&runs, Bar::InitialCpu, ToolKind::PlainLoop, Metric::Cpu);
         self.judge(&runs, Bar::InitialRestic, ToolKind::Restic, Metric::Wall);
         self.judge(&runs, Bar::InitialBorg, ToolKind::Borg, Metric::Wall);
         if let (Some(ours), Some(theirs)) = (size_of(ToolKind::Hikae), size_of(ToolKind::Borg)) {
@@ -231,6 +230,7 @@ impl Transfer<'_> {
             rows: runs.rows(),
         });
         self.judge(&runs, Bar::UnchangedHashing, ToolKind::B3sum, Metric::Wall);
+        self.judge(&runs, Bar::UnchangedBorg, ToolKind::Borg, Metric::Wall);
         self.peak("backup, unchanged", &runs);
         Ok(())
     }
@@ -322,6 +322,9 @@ impl Transfer<'_> {
     }
 }
 
+/// Size of the file that the bar of the database is stated for.
+const DATABASE_BYTES: u64 = 4 << 30;
+
 /// Writes of 8 KiB at random places of a full half-compressible file: what each tool stores for them.
 pub(crate) fn run_database(
     options: &Options,
@@ -330,8 +333,9 @@ pub(crate) fn run_database(
     report: &mut Report,
 ) -> Result<()> {
     let file = work.join("database.raw");
-    disk::create_filled(&file, options.size_bytes, Fill::HalfCompressible(21))?;
-    let share = options.size_bytes as f64 / f64::from(1 << 30) / 4.0;
+    let size_bytes = options.size_bytes.min(DATABASE_BYTES);
+    disk::create_filled(&file, size_bytes, Fill::HalfCompressible(21))?;
+    let share = size_bytes as f64 / DATABASE_BYTES as f64;
     let mut tools = super::tools(options, programs, work);
     tools.retain(|tool| tool.kind.takes_part(Section::Database));
     for tool in &mut tools {
@@ -372,7 +376,7 @@ pub(crate) fn run_database(
         title: "Database".to_owned(),
         text: format!(
             "{writes} writes of 8 KiB at random places of a half-compressible file of {} GiB; one round.",
-            options.size_bytes >> 30
+            size_bytes >> 30
         ),
         header,
         rows,
