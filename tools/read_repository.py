@@ -363,16 +363,21 @@ class Repository:
     def points(self):
         """Every committed point, by name and sequence; single ones and those in bundles."""
         found = {}
-        for name in self.names("points") + self.names("bundles"):
+        bundles = sorted({name.removesuffix(".copy") for name in self.names("bundles")})
+        for name in self.names("points") + bundles:
             try:
-                kind, text = self.small_object(name, ["point", "tombstone", "bundle"])
+                if name in bundles:
+                    kind, text = self.bundle(name)
+                else:
+                    kind, text = self.small_object(name, ["point", "tombstone"])
                 if kind == "point":
                     _, name_id, sequence = name.split("/")
                     places = [({"name_id": name_id, "sequence": int(sequence, 16)}, json.loads(text))]
                 else:
                     places = [(one["key"], one["point"]) for one in json.loads(text).get("points", [])]
-            except (Damaged, KeyError, ValueError) as error:
-                self.problem(error if isinstance(error, Damaged) else f"{name}: malformed: {error}")
+            except (OSError, Damaged, KeyError, ValueError) as error:
+                known = isinstance(error, (OSError, Damaged))
+                self.problem(error if known else f"{name}: malformed: {error}")
                 continue
             for key, signed in places:
                 try:
@@ -380,6 +385,14 @@ class Repository:
                 except (Damaged, KeyError, TypeError, ValueError) as error:
                     self.problem(error if isinstance(error, Damaged) else f"{name}: a malformed point: {error}")
         return [found[key] for key in sorted(found)]
+
+    def bundle(self, name):
+        """A bundle, or its copy where the bundle itself is damaged or gone."""
+        try:
+            return self.small_object(name, ["bundle"])
+        except (OSError, Damaged) as error:
+            self.problem(error)
+            return self.small_object(name + ".copy", ["bundle"])
 
     def take_point(self, found, where, name_id, sequence, signed):
         point = json.loads(signed["body"])

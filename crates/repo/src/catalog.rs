@@ -14,7 +14,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use store::{ObjectName, list_all};
 
 use crate::access::ObjectAccess;
-use crate::format::{MAX_ENVELOPE_TEXT_BYTES, ObjectKind};
+use crate::bundles::{list_bundles, read_bundle};
+use crate::format::ObjectKind;
 use crate::gc::records::{self, union_of_numbers};
 use crate::gc::{NumberSet, Numbers, retired_points};
 use crate::marks::{PointMarks, PointVisibility, read_all_marks, read_marks_of};
@@ -135,13 +136,11 @@ pub(crate) fn list_places(
             listing.places.insert(key, PointPlace { object, state });
         }
     }
-    let mut bundles = Vec::new();
-    for entry in list_all(vault.store(), &names::bundles()?) {
-        let object = entry?.name;
-        bundles.extend(names::last_id::<BundleId>(&object).map(|id| (id, object)));
-    }
-    for (id, object) in bundles {
-        let bundle = match read_bundle(vault, memory, id) {
+    let bundles: Vec<BundleId> = list_bundles(vault.store())?.into_iter().collect();
+    let read = read_each(&bundles, |id| Ok(recall_bundle(vault, memory, *id)))?;
+    for (id, bundle) in bundles.into_iter().zip(read) {
+        let object = names::bundle(id)?;
+        let bundle = match bundle {
             Ok(bundle) => bundle,
             Err(error) => {
                 let damage = sort_out(error)?;
@@ -220,7 +219,7 @@ fn read_place(
     }
 }
 
-fn read_bundle(vault: &Vault, memory: &PointMemory, id: BundleId) -> Result<Arc<Bundle>> {
+fn recall_bundle(vault: &Vault, memory: &PointMemory, id: BundleId) -> Result<Arc<Bundle>> {
     if let Some(bundle) = memory
         .bundles
         .lock()
@@ -229,9 +228,7 @@ fn read_bundle(vault: &Vault, memory: &PointMemory, id: BundleId) -> Result<Arc<
     {
         return Ok(Arc::clone(bundle));
     }
-    let limit = u64::try_from(MAX_ENVELOPE_TEXT_BYTES).unwrap_or(u64::MAX);
-    let bundle: Bundle = vault.get_json(ObjectKind::Bundle, &names::bundle(id)?, limit)?;
-    let bundle = Arc::new(bundle);
+    let bundle = Arc::new(read_bundle(vault, id)?);
     let mut kept = memory
         .bundles
         .lock()

@@ -19,6 +19,7 @@
 
 mod access;
 mod blobs;
+mod bundles;
 mod catalog;
 mod compress;
 mod config;

@@ -6,7 +6,7 @@
 //!   data/<first byte>/<pack>         node/<first byte>/<pack>
 //!   index/<segment>
 //!   points/<name id>/<sequence, 16 hex>
-//!   bundles/<bundle>
+//!   bundles/<bundle>  bundles/<bundle>.copy
 //!   marks/<name id>-<sequence, 16 hex>/<kind>-<mark>
 //!   leases/<lease>/<beat, 16 hex>
 //!   gc/<generation, 16 hex>.condemned   gc/<generation, 16 hex>.verdict   gc/<generation, 16 hex>.verdict.copy
@@ -104,6 +104,17 @@ pub(crate) fn bundle(id: BundleId) -> Result<ObjectName> {
     name(format!("bundles/{id}"))
 }
 
+/// The same points once more.
+pub(crate) fn bundle_copy(id: BundleId) -> Result<ObjectName> {
+    name(format!("bundles/{id}.copy"))
+}
+
+/// A bundle's id from the name of either of its two objects.
+pub(crate) fn parse_bundle(object: &ObjectName) -> Option<BundleId> {
+    let (_, last) = object.split();
+    last.strip_suffix(".copy").unwrap_or(last).parse().ok()
+}
+
 /// All marks.
 pub(crate) fn marks() -> Result<Prefix> {
     prefix("marks")
@@ -160,6 +171,17 @@ pub(crate) fn verdict_copy(generation: u64) -> Result<ObjectName> {
 /// Where an object that nobody can read is put away.
 pub(crate) fn put_away(object: &ObjectName) -> Result<ObjectName> {
     name(format!("quarantine/{object}"))
+}
+
+/// The other one of two objects that hold the same text, for kinds that lie there twice.
+pub(crate) fn twin(object: &ObjectName) -> Option<ObjectName> {
+    let text = object.as_str();
+    let doubled = text.starts_with("bundles/") || text.contains(".verdict");
+    let twin = match text.strip_suffix(".copy") {
+        Some(first) => first.to_owned(),
+        None => format!("{text}.copy"),
+    };
+    doubled.then(|| name(twin).ok()).flatten()
 }
 
 /// The part of a name behind its last slash, as an id.

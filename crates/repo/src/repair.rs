@@ -2,7 +2,7 @@
 //! so that the next backup stores it anew.
 //!
 //! ```text
-//!   alone? ─► configuration from its copy ─► points from another repository's copies of them
+//!   alone? ─► configuration and bundles from their copies ─► points from another repository's copies of them
 //!     ─► verify everything ─► lost blobs ─► fetch: another repository by name, or an image by hashing it ─┐
 //!            ▲ a fetched node shows further lost blobs below it                                          │
 //!            └────────────────────────────────────────────────────────────────────────────── put ◄──────┘
@@ -31,6 +31,7 @@ use block::ReadAt;
 use store::list_all;
 
 use crate::access::ObjectAccess;
+use crate::bundles::{BundleHalves, delete_bundle, list_bundles, put_bundle, read_both};
 use crate::catalog::PointMemory;
 use crate::compress;
 use crate::config;
@@ -104,6 +105,8 @@ impl From<RepairMode> for RepairOptions {
 pub struct RepairReport {
     /// Configuration objects that were restored from their copy.
     pub configuration: Vec<String>,
+    /// Bundles of points of which only one of the two copies is good and that are (to be) written anew.
+    pub bundles_rewritten: u64,
     /// Points that were put back from another repository's copies of them.
     pub points_restored: Vec<PointKey>,
     /// Blobs that points need and that could not be read.
@@ -204,6 +207,7 @@ impl Repair<'_> {
         }
         self.abort_unfinished()?;
         self.restore_configuration()?;
+        self.restore_bundles()?;
         self.restore_points()?;
         self.ground.refresh()?;
         let bad = self.find_bad()?;
@@ -365,6 +369,23 @@ impl Repair<'_> {
                 vault.store().delete(&name)?;
                 let random = vault.environment().random.as_ref();
                 config::put_config(vault.store(), random, &name, vault.config())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes bundles anew of which only one of the two objects is good.
+    fn restore_bundles(&mut self) -> Result<()> {
+        let vault = Arc::clone(&self.ground.vault);
+        for id in list_bundles(vault.store())? {
+            let Some((bundle, BundleHalves::One)) = read_both(&vault, id)? else {
+                continue;
+            };
+            self.report.bundles_rewritten = self.report.bundles_rewritten.saturating_add(1);
+            if self.mode == RepairMode::Execute {
+                self.lease.check()?;
+                put_bundle(&vault, &bundle)?;
+                delete_bundle(vault.store(), id)?;
             }
         }
         Ok(())

@@ -14,7 +14,8 @@ use std::collections::BTreeSet;
 use store::list_all;
 
 use crate::access::ObjectAccess;
-use crate::format::{ObjectKind, PackKind};
+use crate::bundles::{self, delete_bundle, list_bundles, read_bundle};
+use crate::format::PackKind;
 use crate::lease::Lease;
 use crate::points::{Bundle, PointKey};
 use crate::vault::Vault;
@@ -23,9 +24,6 @@ use crate::{BundleId, ErrorKind, PackId, Result, names};
 use super::numbers::{NumberSet, Numbers};
 use super::records::{Verdict, VerdictOutcome, delete_verdict, read_records, union_of_numbers};
 use super::report::{GcPhase, Quarantined};
-
-/// Most bytes of a bundle that are read.
-pub(crate) const BUNDLE_SIZE_BYTES_MAX: u64 = 64 << 20;
 
 /// Deletes what a verdict lists; counts the packs.
 pub(super) fn apply_verdict(
@@ -92,7 +90,7 @@ fn drop_points(
             };
             put_bundle(vault, lease, left)?;
         }
-        vault.store().delete(&names::bundle(id)?)?;
+        delete_bundle(vault.store(), id)?;
     }
     for key in points {
         let mut marks = Vec::new();
@@ -112,17 +110,13 @@ pub(crate) fn read_bundles(
     quarantined: &mut Vec<Quarantined>,
 ) -> Result<Vec<(BundleId, Bundle)>> {
     let mut bundles = Vec::new();
-    for entry in list_all(vault.store(), &names::bundles()?) {
-        let name = entry?.name;
-        let Some(id) = names::last_id::<BundleId>(&name) else {
-            continue;
-        };
-        match vault.get_json::<Bundle>(ObjectKind::Bundle, &name, BUNDLE_SIZE_BYTES_MAX) {
+    for id in list_bundles(vault.store())? {
+        match read_bundle(vault, id) {
             Ok(bundle) => bundles.push((id, bundle)),
             Err(error) if error.kind() == ErrorKind::NotFound => {}
             Err(error) if super::mark::is_damage(&error) => {
                 quarantined.push(Quarantined {
-                    object: name.to_string(),
+                    object: names::bundle(id)?.to_string(),
                     what: error.to_string(),
                 });
             }
@@ -143,8 +137,7 @@ pub(super) fn put_bundle(vault: &Vault, lease: &Lease, mut bundle: Bundle) -> Re
     if bundle.points.is_empty() {
         return Ok(());
     }
-    let id = BundleId::generate(vault.environment().random.as_ref())?;
-    vault.put_json(ObjectKind::Bundle, &names::bundle(id)?, &bundle)
+    bundles::put_bundle(vault, &bundle)
 }
 
 /// Every point that a readable verdict removed.

@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use store::list_all;
 
 use crate::access::ObjectAccess;
+use crate::bundles::{delete_bundle, list_lone_bundles, read_bundle};
 use crate::format::segment::{self, PackDirectory};
 use crate::format::{MAX_ENVELOPE_TEXT_BYTES, ObjectKind, PackKind};
 use crate::index::put_segment;
@@ -250,9 +251,25 @@ pub(super) fn bundle_points(
         vault.store().delete(&names::point(*key)?)?;
     }
     for id in replaced {
-        vault.store().delete(&names::bundle(id)?)?;
+        delete_bundle(vault.store(), id)?;
     }
     Ok(u64::try_from(moved.len()).unwrap_or(u64::MAX))
+}
+
+/// Writes bundles anew whose copy (or which themselves) are gone: a collector was stopped between the two, or worse.
+pub(super) fn double_bundles(vault: &Vault, lease: &Lease) -> Result<()> {
+    for id in list_lone_bundles(vault.store())? {
+        match read_bundle(vault, id) {
+            Ok(bundle) => {
+                put_bundle(vault, lease, bundle)?;
+                delete_bundle(vault.store(), id)?;
+            }
+            // The census tells.
+            Err(error) if is_damage(&error) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 fn put_bundles(vault: &Vault, lease: &Lease, members: Vec<BundledPoint>) -> Result<()> {

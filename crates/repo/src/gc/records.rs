@@ -24,6 +24,7 @@ use serde::{Deserialize, Serialize};
 use store::{ObjectName, list_all};
 
 use crate::access::ObjectAccess;
+use crate::bundles::may_be_good;
 use crate::format::{MAX_ENVELOPE_TEXT_BYTES, ObjectKind};
 use crate::points::PointKey;
 use crate::{Error, ErrorKind, LeaseId, PackId, Result, names};
@@ -223,6 +224,8 @@ fn read_verdict(
     let copy = half(RecordPart::Copy, names::verdict_copy(generation))?;
     let read = match (verdict, copy) {
         (_, Some(Ok(copy))) => Some(Ok(copy)),
+        // One whose key is not here may be good: then it is not called damaged.
+        (_, Some(Err(copy))) if may_be_good(&copy) => Some(Err(copy)),
         (verdict, copy) => verdict.or(copy),
     };
     Ok((read, VerdictHalves::One))
@@ -374,22 +377,6 @@ pub(crate) fn newest_seen(records: &[GenerationRecords]) -> Option<&Seen> {
     verdicts
         .filter_map(|verdict| verdict.as_ref().ok())
         .find_map(|verdict| verdict.seen.as_ref())
-}
-
-/// Verdicts of which one of the two objects is not there.
-pub(crate) fn lone_halves(access: &dyn ObjectAccess) -> Result<Vec<ObjectName>> {
-    let mut missing = Vec::new();
-    for (generation, parts) in list_parts(access)? {
-        match (
-            parts.contains(&RecordPart::Verdict),
-            parts.contains(&RecordPart::Copy),
-        ) {
-            (true, false) => missing.push(names::verdict_copy(generation)?),
-            (false, true) => missing.push(names::verdict(generation)?),
-            _ => {}
-        }
-    }
-    Ok(missing)
 }
 
 fn put_record<T: Serialize>(

@@ -16,7 +16,7 @@ use crate::{Error, ErrorKind, PackId, Result, names};
 
 use super::census::PointCensus;
 use super::delete::{apply_verdict, put_away};
-use super::fold::{SegmentScope, bundle_points, merge_segments};
+use super::fold::{SegmentScope, bundle_points, double_bundles, merge_segments};
 use super::ground::Ground;
 use super::mark::{BlobMarks, Marker, Unreachable};
 use super::numbers::{Numbers, Seen};
@@ -635,6 +635,8 @@ impl Run<'_> {
         }
         let (_, keep) = self.read_leases(&leases);
         let vault = self.ground.vault.as_ref();
+        let outcome = double_bundles(vault, self.lease);
+        self.unless_full(outcome)?;
         let min = self.options.bundle_points_min;
         let outcome = bundle_points(vault, self.lease, &keep, min, &mut self.report.quarantined);
         self.report.bundled = self.unless_full(outcome)?.unwrap_or(0);

@@ -98,14 +98,29 @@ impl Repair<'_> {
         if !numbers.gaps.is_empty() || !certain {
             self.put_numbers(numbers.told)?;
         }
-        for object in objects {
+        for (object, key) in objects {
             self.put_away(&object)?;
+            match key {
+                // It may have been a tombstone: whoever was fenced by it must still find the place taken.
+                Some(key) => self.take_place(key)?,
+                None => {
+                    let copy = names::twin(&object);
+                    copy.map_or(Ok(()), |copy| self.put_away(&copy))?;
+                }
+            }
         }
         Ok(())
     }
 
+    fn take_place(&self, key: PointKey) -> Result<()> {
+        match self.ground.vault.put_tombstone(key, self.lease.id()) {
+            Err(error) if error.kind() != ErrorKind::AlreadyExists => Err(error),
+            _ => Ok(()),
+        }
+    }
+
     /// Copies a damaged object as it is, then takes it from its place.
-    fn put_away(&self, (object, key): &Unreadable) -> Result<()> {
+    fn put_away(&self, object: &ObjectName) -> Result<()> {
         self.lease.check()?;
         let vault = &self.ground.vault;
         let limit = u64::try_from(MAX_ENVELOPE_BYTES).unwrap_or(u64::MAX);
@@ -120,15 +135,7 @@ impl Repair<'_> {
             Err(error) if error.kind() == store::ErrorKind::AlreadyExists => {}
             Err(error) => return Err(error.into()),
         }
-        vault.store().delete(object)?;
-        // It may have been a tombstone: whoever was fenced by it must still find the place taken.
-        let Some(key) = *key else {
-            return Ok(());
-        };
-        match vault.put_tombstone(key, self.lease.id()) {
-            Err(error) if error.kind() != ErrorKind::AlreadyExists => Err(error),
-            _ => Ok(()),
-        }
+        Ok(vault.store().delete(object)?)
     }
 
     /// What is to be told of numbers once the unreadable points are given up.

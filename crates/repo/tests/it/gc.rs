@@ -336,7 +336,7 @@ fn many_points_are_bundled_and_stay_what_they_were() {
     let report = collect_garbage(&repository, &small).unwrap();
     assert_eq!(report.bundled, 20);
     assert!(world.objects("points/").is_empty());
-    assert_eq!(world.objects("bundles/").len(), 1);
+    assert_eq!(world.objects("bundles/").len(), 2, "a bundle and its copy");
     let fresh = world.open();
     assert_eq!(visible_points(&fresh).len(), 20);
     for (point, disk) in &made {

@@ -56,8 +56,18 @@ fn flip(world: &World, object: &str) {
     world.memory.damage(&name, |bytes| bytes[70] ^= 1).unwrap();
 }
 
+/// The bundle; its copy lies beside it.
 fn the_bundle(world: &World) -> String {
-    let [bundle] = world.objects("bundles/").try_into().unwrap();
+    let [bundle, copy] = world.objects("bundles/").try_into().unwrap();
+    assert_eq!(copy, format!("{bundle}.copy"));
+    bundle
+}
+
+/// Damages the bundle and its copy; gives its name.
+fn damage_bundle(world: &World) -> String {
+    let bundle = the_bundle(world);
+    flip(world, &bundle);
+    flip(world, &format!("{bundle}.copy"));
     bundle
 }
 
@@ -97,7 +107,7 @@ fn refusal(world: &World, of: &str) -> ErrorKind {
 #[test]
 fn a_damaged_bundle_stops_no_backup_and_no_number_is_given_twice() {
     let world = bundled(1);
-    flip(&world, &the_bundle(&world));
+    damage_bundle(&world);
     assert_eq!(next_of(&world, "vm"), 4);
     assert_eq!(next_of(&world, "other"), 2);
     assert_eq!(next_of(&world, "new"), 1);
@@ -112,15 +122,59 @@ fn a_damaged_bundle_stops_no_backup_and_no_number_is_given_twice() {
 }
 
 #[test]
+fn one_damaged_or_missing_half_of_a_bundle_loses_nothing_and_is_replaced_by_repair() {
+    for half in ["", ".copy"] {
+        for delete in [true, false] {
+            let world = bundled(13);
+            let object = format!("{}{half}", the_bundle(&world));
+            if delete {
+                world.memory.delete(&object.parse().unwrap()).unwrap();
+            } else {
+                flip(&world, &object);
+            }
+            let told = format!("{object}, deleted: {delete}");
+            assert_eq!(visible_points(&world.open()).len(), 4, "{told}");
+            let report = verify(&world);
+            let named: Vec<&String> = report.findings.iter().map(|one| &one.object).collect();
+            assert!(
+                report.is_sound() && named == [&object],
+                "{told}: {report:#?}"
+            );
+            if delete {
+                // Garbage collection puts the other one beside it again.
+                let fork = world.fork();
+                collect(&fork.open());
+                the_bundle(&fork);
+                assert!(verify(&fork).findings.is_empty(), "{told}");
+            }
+            // Collected and dropped from as ever.
+            let fork = world.fork();
+            let repository = fork.open();
+            repository.forget(&point(&repository, "vm@2"), "").unwrap();
+            assert!(!bundle(&repository).spared, "{told}");
+            let left = ["other@1", "vm@1", "vm@3"];
+            assert_eq!(visible_points(&fork.open()), left, "{told}");
+            assert!(verify(&fork).findings.is_empty(), "{told}");
+
+            let dry = repair(&world, RepairMode::DryRun);
+            let done = repair(&world, RepairMode::Execute);
+            assert_eq!((dry.bundles_rewritten, done.bundles_rewritten), (1, 1));
+            assert!(done.after.unwrap().findings.is_empty(), "{told}");
+            the_bundle(&world);
+            assert_eq!(visible_points(&world.open()).len(), 4, "{told}");
+        }
+    }
+}
+
+#[test]
 fn a_bundle_is_given_up_only_when_told_and_stays_where_it_can_be_examined() {
     let world = bundled(2);
-    let object = the_bundle(&world);
-    flip(&world, &object);
+    let object = damage_bundle(&world);
     let body = world.memory.get(&object.parse().unwrap()).unwrap();
     let report = repair(&world, RepairMode::Execute);
-    assert_eq!(report.lost.unreadable, [object.clone()]);
+    assert_eq!(report.lost.unreadable, std::slice::from_ref(&object));
     assert!(report.lost.put_away.is_empty());
-    assert_eq!(world.objects("bundles/"), [object.clone()]);
+    assert_eq!(the_bundle(&world), object);
 
     let before = world.objects("");
     let dry = RepairOptions {
@@ -131,7 +185,7 @@ fn a_bundle_is_given_up_only_when_told_and_stays_where_it_can_be_examined() {
     assert_eq!(world.objects(""), before);
     let done = repair(&world, GIVE_UP);
     assert_eq!(planned.lost, done.lost);
-    assert_eq!(done.lost.put_away, [object.clone()]);
+    assert_eq!(done.lost.put_away, std::slice::from_ref(&object));
     let lost: u64 = (done.lost.numbers.iter())
         .map(|gap| gap.last - gap.first + 1)
         .sum();
@@ -143,7 +197,7 @@ fn a_bundle_is_given_up_only_when_told_and_stays_where_it_can_be_examined() {
     let after = verify(&world);
     assert!(after.is_sound(), "{after:#?}");
     let named: Vec<&String> = after.findings.iter().map(|one| &one.object).collect();
-    assert_eq!(named, [&put_away]);
+    assert_eq!(named, [&put_away, &format!("{put_away}.copy")]);
     // What only the lost points needed is garbage, and their numbers are never given again.
     assert!(collect(&world.open()).deleted.objects > 0);
     assert_eq!(world.objects("data/"), [""; 0]);
@@ -157,7 +211,7 @@ fn what_was_given_up_comes_back_under_its_own_number_when_a_copy_is_found() {
     let elsewhere = World::new(1_003);
     let copy = elsewhere.open();
     copy_all(&world, &copy);
-    flip(&world, &the_bundle(&world));
+    damage_bundle(&world);
     repair(&world, GIVE_UP);
     assert_eq!(next_of(&world, "vm"), 4);
     let sources = [RepairSource::Repository(&copy)];
@@ -177,7 +231,7 @@ fn a_bundle_whose_points_all_came_back_from_a_copy_is_put_away_unasked() {
     let elsewhere = World::new(1_004);
     let copy = elsewhere.open();
     copy_all(&world, &copy);
-    flip(&world, &the_bundle(&world));
+    damage_bundle(&world);
     let sources = [RepairSource::Repository(&copy)];
     let report = world.open().repair(&sources, RepairMode::Execute).unwrap();
     assert_eq!(report.points_restored.len(), 4, "{report:#?}");
@@ -192,7 +246,7 @@ fn a_bundle_whose_points_all_came_back_from_a_copy_is_put_away_unasked() {
 #[test]
 fn without_any_verdict_a_damaged_bundle_leaves_every_name_in_doubt_until_it_is_given_up() {
     let world = bundled(5);
-    flip(&world, &the_bundle(&world));
+    damage_bundle(&world);
     delete_all(&world, "gc/");
     assert_eq!(refusal(&world, "vm"), ErrorKind::Corrupt);
     assert_eq!(refusal(&world, "new"), ErrorKind::Corrupt);
@@ -220,7 +274,7 @@ fn a_damaged_point_is_given_up_and_its_place_stays_taken() {
     flip(&world, &object);
     assert!(collect(&world.open()).spared);
     let report = repair(&world, GIVE_UP);
-    assert_eq!(report.lost.put_away, [object.clone()]);
+    assert_eq!(report.lost.put_away, std::slice::from_ref(&object));
     assert!(report.after.unwrap().is_sound());
     assert!(world.objects("points/").contains(&object), "a tombstone");
     assert_eq!(visible_points(&world.open()), ["vm@2"]);
@@ -232,8 +286,7 @@ fn a_damaged_point_is_given_up_and_its_place_stays_taken() {
 #[test]
 fn giving_up_that_dies_at_any_call_is_finished_by_the_next() {
     let world = bundled(7);
-    let object = the_bundle(&world);
-    flip(&world, &object);
+    let object = damage_bundle(&world);
     let counting = Arc::new(FaultyStore::sound(world.fork().memory));
     let whole = world.open_over(Arc::clone(&counting) as Arc<dyn Store>);
     whole.repair(&[], GIVE_UP).unwrap();
@@ -335,7 +388,7 @@ fn a_verdict_that_is_lost_with_a_bundle_hides_no_point_that_comes_back() {
     let elsewhere = World::new(1_010);
     let copy = elsewhere.open();
     copy_all(&world, &copy);
-    flip(&world, &the_bundle(&world));
+    damage_bundle(&world);
     for object in world.objects("gc/") {
         flip(&world, &object);
     }
