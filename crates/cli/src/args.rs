@@ -296,6 +296,9 @@ pub struct RepairArgs {
     /// Take good bytes from this image
     #[arg(long, value_name = "IMAGE")]
     pub from_image: Option<PathBuf>,
+    /// Give up points that nobody can read and no source has: they are put away, and the next gc frees their space
+    #[arg(long)]
+    pub give_up: bool,
     /// Print the plan and change nothing
     #[arg(long)]
     pub dry_run: bool,

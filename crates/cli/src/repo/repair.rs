@@ -2,7 +2,8 @@
 
 use std::time::Instant;
 
-use repo::repair::{RepairMode, RepairReport, RepairSource};
+use repo::repair::{RepairMode, RepairOptions, RepairReport, RepairSource, UnreadablePolicy};
+use repo::verify::PointGap;
 use serde::Serialize;
 use vdisk::{Image, OpenOptions};
 
@@ -16,6 +17,7 @@ struct Report {
     dry_run: bool,
     sound: bool,
     configuration_restored: Vec<String>,
+    bundles_rewritten: u64,
     points_restored: usize,
     blobs_lost: u64,
     blobs_fetched: u64,
@@ -23,6 +25,11 @@ struct Report {
     packs_replaced: Vec<String>,
     packs_left_to_running_sessions: Vec<String>,
     index_segments: u64,
+    gc_records_put_away: Vec<u64>,
+    points_unreadable: Vec<String>,
+    points_put_away: Vec<String>,
+    numbers_lost: Vec<String>,
+    numbers_begin_above: Option<u64>,
     still_damaged: Vec<String>,
     points_still_hit: Vec<String>,
     seconds: f64,
@@ -60,6 +67,12 @@ pub fn run(arguments: &RepairArgs, output: &Output) -> anyhow::Result<Exit> {
     } else {
         RepairMode::Execute
     };
+    let unreadable = if arguments.give_up {
+        UnreadablePolicy::GiveUp
+    } else {
+        UnreadablePolicy::Keep
+    };
+    let options = RepairOptions { mode, unreadable };
     // Everything is read before, and again afterwards to prove what was done.
     let readings = match mode {
         RepairMode::DryRun => 1,
@@ -69,7 +82,7 @@ pub fn run(arguments: &RepairArgs, output: &Output) -> anyhow::Result<Exit> {
         PackBytes::of(repository.store().as_ref())
             .map(|packs| Some(packs.full_read().saturating_mul(readings)))
     };
-    let done = watch.run("repairing", total, || repository.repair(&sources, mode))?;
+    let done = watch.run("repairing", total, || repository.repair(&sources, options))?;
     let report = report(&done, mode, started);
     output.report(&report, text)?;
     Ok(if report.sound {
@@ -85,9 +98,13 @@ fn report(done: &RepairReport, mode: RepairMode, started: Instant) -> Report {
         dry_run: mode == RepairMode::DryRun,
         sound: match after {
             Some(after) => after.is_sound(),
-            None => done.fetched_blobs >= done.lost_blobs,
+            None => {
+                done.fetched_blobs >= done.lost_blobs
+                    && done.lost.put_away.len() >= done.lost.unreadable.len()
+            }
         },
         configuration_restored: done.configuration.clone(),
+        bundles_rewritten: done.bundles_rewritten,
         points_restored: done.points_restored.len(),
         blobs_lost: done.lost_blobs,
         blobs_fetched: done.fetched_blobs,
@@ -99,6 +116,11 @@ fn report(done: &RepairReport, mode: RepairMode, started: Instant) -> Report {
             .collect(),
         packs_left_to_running_sessions: done.packs_left.iter().map(ToString::to_string).collect(),
         index_segments: done.segments,
+        gc_records_put_away: done.records_put_away.clone(),
+        points_unreadable: done.lost.unreadable.clone(),
+        points_put_away: done.lost.put_away.clone(),
+        numbers_lost: done.lost.numbers.iter().map(numbers_text).collect(),
+        numbers_begin_above: done.lost.floor,
         still_damaged: after.map_or(Vec::new(), |after| {
             after
                 .findings
@@ -123,11 +145,53 @@ fn report(done: &RepairReport, mode: RepairMode, started: Instant) -> Report {
     }
 }
 
+/// Numbers of a name, of which only the id may be known.
+fn numbers_text(gap: &PointGap) -> String {
+    match gap.last.saturating_sub(gap.first) {
+        0 => format!("{}@{}", gap.name_id, gap.first),
+        _ => format!("{}@{} to {}", gap.name_id, gap.first, gap.last),
+    }
+}
+
+/// What is lost of points, and what becomes of it.
+fn lost_text(report: &Report) -> String {
+    let mut text = String::new();
+    let would = if report.dry_run { "would be " } else { "" };
+    for generation in &report.gc_records_put_away {
+        text.push_str(&format!(
+            "gc/{generation:016x}: nobody can read it, {would}put away\n"
+        ));
+    }
+    for object in &report.points_unreadable {
+        let fate = if report.points_put_away.contains(object) {
+            format!("{would}put away under quarantine/")
+        } else {
+            "left; --give-up puts it away".to_owned()
+        };
+        text.push_str(&format!("{object}: nobody can read it, {fate}\n"));
+    }
+    for numbers in &report.numbers_lost {
+        text.push_str(&format!("{numbers}: nothing tells what had it\n"));
+    }
+    if let Some(floor) = report.numbers_begin_above {
+        text.push_str(&format!(
+            "numbers up to {floor} {would}taken for every name: the records that told them are lost\n"
+        ));
+    }
+    text
+}
+
 fn text(report: &Report) -> String {
     let mut text = String::new();
     let would = if report.dry_run { "would be " } else { "" };
     for object in &report.configuration_restored {
         text.push_str(&format!("{object}: {would}restored from its copy\n"));
+    }
+    if report.bundles_rewritten > 0 {
+        text.push_str(&format!(
+            "{} bundles of points: {would}written anew from their copies\n",
+            report.bundles_rewritten
+        ));
     }
     for pack in &report.packs_replaced {
         text.push_str(&format!("pack {pack}: {would}replaced\n"));
@@ -145,6 +209,7 @@ fn text(report: &Report) -> String {
         report.points_restored,
         seconds(report.seconds)
     ));
+    text.push_str(&lost_text(report));
     for damage in &report.still_damaged {
         text.push_str(&format!("still damaged: {damage}\n"));
     }
