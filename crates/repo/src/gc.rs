@@ -6,7 +6,7 @@
 //!        ├─► generation g: dead packs, forgotten points
 //!        ├─► repack: live blobs of sparse and small packs into new packs, then their index segment
 //!        ├─► generation g+1: the packs that were packed anew
-//!        └─► merge index segments, bundle points
+//!        └─► write down the numbers that are given, merge index segments, bundle points
 //!
 //!   one generation:  put condemned ─► wait for every lease ─► list leases, THEN points and marks, mark again with the
 //!                    condemned packs counted as absent ─► put verdict (condemned minus rescued) ─► delete
@@ -35,7 +35,7 @@
 //! | **undelete** | adds only | mark only | lease first, then mark, then abort; a verdict wins: error | higher number wins | same mark twice | mark only |
 //! | **repair** | adds before it deletes | looked up again | Busy | reads marks | reads marks | Busy |
 //!
-//! **What it does not do.** It reads no data blob unless it packs it anew, and repairs nothing: what is damaged is reported,
+//! **What it does not do.** It reads no data blob unless it packs it anew or lets its second copy go, and repairs nothing: what is damaged is reported,
 //! stays, and does not stop it.
 
 pub(crate) mod census;
