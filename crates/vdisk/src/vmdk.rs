@@ -41,6 +41,7 @@ mod sparse;
 mod stream;
 
 pub use builder::SparseBuilder;
+pub(crate) use descriptor::begins_descriptor;
 pub use descriptor::{ContentId, ExtentKind, ExtentLine, ExtentPaths, VmdkDescriptor};
 pub use layout::VmdkOptions;
 pub use reader::{ExtentOpener, NoExtents, VmdkReader, VmdkSources};

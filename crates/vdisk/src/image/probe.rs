@@ -4,7 +4,7 @@
 //! |---|---|
 //! | VHDX | `vhdxfile` at 0 |
 //! | qcow2 | `QFI\xfb` at 0 |
-//! | VMDK | `KDMV` or `COWD` at 0, or a text that begins `# Disk DescriptorFile` |
+//! | VMDK | `KDMV` or `COWD` at 0, or a text that begins `# Disk DescriptorFile` or, behind comments, `version=` |
 //! | VHD | `conectix` 512 or 511 bytes before the end, or at 0 |
 //! | raw | nothing: it is what is left |
 //!
@@ -13,7 +13,7 @@
 
 use block::ReadAt;
 
-use crate::{Format, Result};
+use crate::{Format, Result, vmdk};
 
 /// Bytes looked at on either end.
 const LOOK_BYTES: u64 = 512;
@@ -28,7 +28,7 @@ pub fn probe(file: &dyn ReadAt) -> Result<Format> {
     if head.starts_with(b"QFI\xfb") {
         return Ok(Format::Qcow2);
     }
-    if head.starts_with(b"KDMV") || head.starts_with(b"COWD") || is_vmdk_descriptor(&head) {
+    if head.starts_with(b"KDMV") || head.starts_with(b"COWD") || vmdk::begins_descriptor(&head) {
         return Ok(Format::Vmdk);
     }
     let tail = read(file, size.saturating_sub(LOOK_BYTES), size.min(LOOK_BYTES))?;
@@ -43,10 +43,4 @@ fn read(file: &dyn ReadAt, offset: u64, length: u64) -> Result<Vec<u8>> {
     let mut bytes = vec![0; usize::try_from(length).unwrap_or(0)];
     file.read_at(offset, &mut bytes)?;
     Ok(bytes)
-}
-
-fn is_vmdk_descriptor(head: &[u8]) -> bool {
-    const MARK: &[u8] = b"# disk descriptorfile";
-    head.get(..MARK.len())
-        .is_some_and(|start| start.eq_ignore_ascii_case(MARK))
 }

@@ -15,7 +15,7 @@ use super::entry::OWNED;
 use super::header::{self, Qcow2Header, clusters_in_file};
 use super::rebuild::{self, MAX_WINDOWS, OwnedBits, WINDOW_CLUSTERS};
 use super::references::{self, Counters, Holder, Met, Reference};
-use crate::field::{be64, index};
+use crate::field::{be64, index, is_zero};
 use crate::{CheckReport, Error, ErrorKind, Finding, RepairMode, Result, Severity};
 
 /// The cluster is a table or the header: nothing else may refer to it.
@@ -61,6 +61,13 @@ impl Window {
         for uses in self.uses.get_mut(from..to).into_iter().flatten() {
             *uses |= used;
         }
+    }
+
+    /// The counts of a range inside the window.
+    fn counts_of(&self, first: u64, behind: u64) -> &[u32] {
+        let from = index(first.saturating_sub(self.start));
+        let to = index(behind.saturating_sub(self.start));
+        self.counts.get(from..to).unwrap_or_default()
     }
 
     fn count(&self, cluster: u64) -> Option<u32> {
@@ -113,7 +120,7 @@ fn check_with(header: &Qcow2Header, file: &dyn ReadAt) -> Result<CheckReport> {
             "a program marked the image corrupt",
         );
     }
-    for start in windows(header, file)? {
+    for start in windows(header, file, Counters::Included)? {
         let window = fill(header, file, start, (start == 0).then_some(&mut report))?;
         compare(header, file, &window, &mut report)?;
         judge_owned(header, file, &window, &mut report)?;
@@ -121,9 +128,14 @@ fn check_with(header: &Qcow2Header, file: &dyn ReadAt) -> Result<CheckReport> {
     Ok(report)
 }
 
-/// The first clusters of the windows that the file needs: up to its end, and to the last counter.
-fn windows(header: &Qcow2Header, file: &dyn ReadAt) -> Result<impl Iterator<Item = u64>> {
-    let count = clusters_in_file(header, file).div_ceil(WINDOW_CLUSTERS);
+/// The first clusters of the windows in which there is anything.
+fn windows(
+    header: &Qcow2Header,
+    file: &dyn ReadAt,
+    counters: Counters,
+) -> Result<impl Iterator<Item = u64>> {
+    let total = clusters_in_file(header, file);
+    let count = total.div_ceil(WINDOW_CLUSTERS);
     if count > MAX_WINDOWS {
         return Err(Error::new(
             ErrorKind::Unsupported,
@@ -133,7 +145,10 @@ fn windows(header: &Qcow2Header, file: &dyn ReadAt) -> Result<impl Iterator<Item
             ),
         ));
     }
-    Ok((0..count).map(|number| number.saturating_mul(WINDOW_CLUSTERS)))
+    let found = references::windows(header, file, counters, (WINDOW_CLUSTERS, total))?;
+    Ok(found
+        .into_iter()
+        .map(|number| number.saturating_mul(WINDOW_CLUSTERS)))
 }
 
 /// Counts the references of one window; broken ones are reported if a report is given.
@@ -197,15 +212,35 @@ fn compare(
 ) -> Result<()> {
     let per_block = counters::per_block(header.cluster_bytes(), header.refcount_order).max(1);
     let mut leak: Option<(u64, u64)> = None;
-    let mut loaded: Option<(u64, Option<Vec<u8>>)> = None;
-    for (cluster, count) in (window.start..).zip(&window.counts) {
-        let block = cluster.checked_div(per_block).unwrap_or(0);
-        if loaded.as_ref().is_none_or(|(number, _)| *number != block) {
-            loaded = Some((block, load_block(header, file, block)?));
+    let mut at = window.start;
+    while at < window.end() {
+        let block = at.checked_div(per_block).unwrap_or(0);
+        let behind = block
+            .saturating_add(1)
+            .saturating_mul(per_block)
+            .min(window.end());
+        let counters = load_block(header, file, block)?;
+        let counters = counters.as_deref().filter(|counters| !is_zero(counters));
+        let counts = window.counts_of(at, behind);
+        if counters.is_some() || counts.iter().any(|count| *count != 0) {
+            let block = (at, counters, counts);
+            compare_block(header, block, window, (&mut leak, report));
         }
-        let counters = loaded
-            .as_ref()
-            .and_then(|(_, counters)| counters.as_deref());
+        at = behind;
+    }
+    note_leak(header, leak, report);
+    Ok(())
+}
+
+/// Compares the clusters from the first one on that one block counts. A run of leaks goes on from block to block.
+fn compare_block(
+    header: &Qcow2Header,
+    (first, counters, counts): (u64, Option<&[u8]>, &[u32]),
+    window: &Window,
+    (leak, report): (&mut Option<(u64, u64)>, &mut CheckReport),
+) {
+    let per_block = counters::per_block(header.cluster_bytes(), header.refcount_order).max(1);
+    for (cluster, count) in (first..).zip(counts) {
         let number = cluster.checked_rem(per_block).unwrap_or(0);
         let stored = counters.map_or(0, |block| {
             counters::get(block, header.refcount_order, number)
@@ -221,7 +256,7 @@ fn compare(
             report.add(Severity::Repairable, Some(offset), text);
         }
         if stored > referred {
-            leak = match leak {
+            *leak = match *leak {
                 Some((first, behind)) if behind == cluster => {
                     Some((first, cluster.saturating_add(1)))
                 }
@@ -232,8 +267,6 @@ fn compare(
             };
         }
     }
-    note_leak(header, leak, report);
-    Ok(())
 }
 
 fn note_leak(header: &Qcow2Header, leak: Option<(u64, u64)>, report: &mut CheckReport) {
@@ -345,7 +378,7 @@ pub(super) fn set_incompatible(
 fn drop_impossible(header: &Qcow2Header, file: &dyn WriteAt) -> Result<()> {
     let total = clusters_in_file(header, file);
     let reader: &dyn ReadAt = file;
-    for start in windows(header, reader)? {
+    for start in windows(header, reader, Counters::LeftOut)? {
         let mut window = Window::new(start, start.saturating_add(WINDOW_CLUSTERS).min(total));
         references::walk(header, reader, Counters::LeftOut, |met| {
             if let Met::Reference(reference) = met

@@ -106,15 +106,21 @@ pub(super) fn rebuild(
 ) -> Result<()> {
     let plan = Plan::new(header, file)?;
     let window = plan.window();
-    let mut start = 0u64;
-    while start < plan.total() {
+    let total = (window, plan.total());
+    let mut numbers = references::windows(header, &*file, Counters::LeftOut, total)?;
+    // The new counters count themselves.
+    let of = |cluster: u64| cluster.checked_div(window).unwrap_or(0);
+    numbers.extend(of(plan.base)..=of(plan.total().saturating_sub(1)));
+    for start in numbers
+        .into_iter()
+        .map(|number| number.saturating_mul(window))
+    {
         let end = start.saturating_add(window).min(plan.total());
         let counts = count(file, header, &plan, (start, end))?;
         if owned == OwnedBits::Corrected {
             correct_owned(file, header, &plan, (start, &counts))?;
         }
         write_blocks(file, header, &plan, (start, &counts))?;
-        start = end;
     }
     let cluster = header.cluster_bytes();
     let mut table = vec![0u8; index(plan.table_clusters.saturating_mul(cluster))];

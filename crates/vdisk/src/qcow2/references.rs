@@ -10,8 +10,11 @@
 //! **Invariants.** Memory: one L1 table and one cluster. The number of entries looked at is bounded by the size of
 //! the file and the number of snapshots, so that a small hostile image cannot be walked for ever.
 
+use std::collections::BTreeSet;
+
 use block::ReadAt;
 
+use super::counters;
 use super::entry::{self, COMPRESSED, OFFSET_MASK};
 use super::header::{MAX_REFCOUNT_TABLE_BYTES, Qcow2Header};
 use super::snapshot;
@@ -72,6 +75,48 @@ struct Walk<'a, F> {
     file: &'a dyn ReadAt,
     visit: F,
     budget: u64,
+}
+
+/// The numbers of the windows of `window` clusters, up to cluster `total`, in which anything is referred to or counted, and
+/// of the first: a file may be long and hold little.
+pub(super) fn windows(
+    header: &Qcow2Header,
+    file: &dyn ReadAt,
+    counters: Counters,
+    (window, total): (u64, u64),
+) -> Result<BTreeSet<u64>> {
+    let window = window.max(1);
+    let mut found = BTreeSet::from([0]);
+    if total <= window {
+        return Ok(found);
+    }
+    let mut add = |first: u64, behind: u64| {
+        let last = behind.min(total).saturating_sub(1);
+        let at = |cluster: u64| cluster.checked_div(window).unwrap_or(0);
+        found.extend(at(first.min(last))..=at(last));
+    };
+    if counters == Counters::Included {
+        let length =
+            u64::from(header.refcount_table_clusters).saturating_mul(header.cluster_bytes());
+        let mut table = vec![0; index(length.min(MAX_REFCOUNT_TABLE_BYTES))];
+        block::read_padded(file, header.refcount_table_offset, &mut table)?;
+        let per_block = counters::per_block(header.cluster_bytes(), header.refcount_order);
+        for (number, word) in (0u64..).zip(table.as_chunks::<8>().0) {
+            if *word != [0; 8] {
+                let first = number.saturating_mul(per_block);
+                add(first, first.saturating_add(per_block));
+            }
+        }
+    }
+    walk(header, file, counters, |met| {
+        if let Met::Reference(reference) = met
+            && let Ok((first, behind)) = clusters(header, &reference, total)
+        {
+            add(first, behind);
+        }
+        Ok(())
+    })?;
+    Ok(found)
 }
 
 /// Walks every reference and hands it to `visit`, whose error ends the walk.

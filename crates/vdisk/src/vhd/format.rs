@@ -421,7 +421,38 @@ pub fn decode_locator_path(bytes: &[u8]) -> String {
     String::from_utf16_lossy(&units)
 }
 
-/// The same, back.
+/// The path that a `Wi2r` or `Wi2k` locator holds: single bytes, of which only ASCII is the same everywhere.
+pub fn decode_narrow_path(bytes: &[u8]) -> String {
+    let end = bytes.iter().position(|byte| *byte == 0);
+    let text = bytes.get(..end.unwrap_or(bytes.len())).unwrap_or_default();
+    String::from_utf8_lossy(text).into_owned()
+}
+
+/// The path that a `MacX` locator holds: `file://host/path`, or `file://./path` for a relative one (RFC 8089; Xen).
+pub fn decode_url_path(bytes: &[u8]) -> String {
+    let text = decode_narrow_path(bytes);
+    let path = match text.strip_prefix("file://") {
+        Some(rest) => rest.strip_prefix("localhost").unwrap_or(rest),
+        None => text.as_str(),
+    };
+    let mut decoded = Vec::new();
+    let mut rest = path.as_bytes();
+    while let Some((first, tail)) = rest.split_first() {
+        let escaped = (*first == b'%')
+            .then(|| tail.get(..2))
+            .flatten()
+            .and_then(|digits| std::str::from_utf8(digits).ok())
+            .and_then(|digits| u8::from_str_radix(digits, 16).ok());
+        decoded.push(escaped.unwrap_or(*first));
+        rest = match escaped {
+            Some(_) => tail.get(2..).unwrap_or_default(),
+            None => tail,
+        };
+    }
+    String::from_utf8_lossy(&decoded).into_owned()
+}
+
+/// A path as a `W2ku` or `W2ru` locator holds it.
 pub fn encode_locator_path(path: &str) -> Vec<u8> {
     path.encode_utf16().flat_map(u16::to_le_bytes).collect()
 }

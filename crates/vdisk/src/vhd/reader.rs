@@ -450,17 +450,31 @@ fn refuse_misplaced_blocks(blocks: &Blocks, file_bytes: u64, disk_bytes: u64) ->
 }
 
 /// Every path that the image gives for its parent: relative first, then absolute, then the bare name.
+///
+/// | code | path | who writes it |
+/// |---|---|---|
+/// | `W2ru`, `W2ku` | UTF-16LE, relative, absolute | Windows, and everybody else |
+/// | `Wi2r`, `Wi2k` | single bytes, relative, absolute | before 2004 |
+/// | `MacX` | a `file:` URL in UTF-8 | Virtual PC for Mac, Xen |
 fn parent_paths(file: &dyn ReadAt, header: &Header) -> Result<Vec<String>> {
     let mut found: Vec<(u8, String)> = Vec::new();
     for locator in header.locators {
-        let rank = match &locator.platform {
-            b"W2ru" => 0,
-            b"W2ku" => 1,
+        type Decode = fn(&[u8]) -> String;
+        let (rank, decode): (u8, Decode) = match &locator.platform {
+            b"W2ru" => (0, format::decode_locator_path),
+            b"W2ku" => (1, format::decode_locator_path),
+            b"Wi2r" => (2, format::decode_narrow_path),
+            b"Wi2k" => (3, format::decode_narrow_path),
+            b"MacX" => (4, format::decode_url_path),
             _ => continue,
         };
         let end = locator.offset.checked_add(u64::from(locator.length_bytes));
         if locator.length_bytes > MAX_LOCATOR_BYTES || end.is_none_or(|end| end > file.size_bytes())
         {
+            if rank > 1 {
+                // The ones that nobody reads may be left over from anything.
+                continue;
+            }
             return Err(Error::corrupt(format!(
                 "vhd parent path of {} bytes at {}",
                 locator.length_bytes, locator.offset
@@ -468,10 +482,16 @@ fn parent_paths(file: &dyn ReadAt, header: &Header) -> Result<Vec<String>> {
         }
         let mut bytes = vec![0; usize::try_from(locator.length_bytes).unwrap_or(0)];
         file.read_at(locator.offset, &mut bytes)?;
-        found.push((rank, format::decode_locator_path(&bytes)));
+        found.push((rank, decode(&bytes)));
     }
-    found.push((2, header.parent_name.clone()));
+    found.push((5, header.parent_name.clone()));
     found.retain(|(_, path)| !path.is_empty());
     found.sort_by_key(|(rank, _)| *rank);
-    Ok(found.into_iter().map(|(_, path)| path).collect())
+    let mut paths: Vec<String> = Vec::new();
+    for (_, path) in found {
+        if !paths.contains(&path) {
+            paths.push(path);
+        }
+    }
+    Ok(paths)
 }

@@ -90,8 +90,7 @@ impl VmdkDescriptor {
     /// # Errors
     /// `Corrupt` for text that is no descriptor or contradicts itself, `Unsupported` for extents that this code cannot read.
     pub fn parse(text: &[u8]) -> Result<Self> {
-        let text = text.split(|byte| *byte == 0).next().unwrap_or_default();
-        let text = String::from_utf8_lossy(text);
+        let text = decode_text(text);
         if !looks_like_descriptor(&text) {
             return Err(Error::corrupt(
                 "vmdk: no descriptor, and no sparse extent either",
@@ -134,6 +133,32 @@ impl VmdkDescriptor {
         }
         Ok(())
     }
+}
+
+/// The text, whatever ended its lines and whoever wrote its letters: UTF-8, or else single bytes as `windows-1252` and
+/// `ISO-8859-1` have them. Names in other encodings come out wrong, and their files are then not found.
+fn decode_text(bytes: &[u8]) -> String {
+    let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
+    let bytes = bytes.split(|byte| *byte == 0).next().unwrap_or_default();
+    let text = match std::str::from_utf8(bytes) {
+        Ok(text) => text.to_owned(),
+        Err(_) => bytes.iter().map(|byte| char::from(*byte)).collect(),
+    };
+    // Lines end in LF, CR LF, or, from old Macs, in CR alone.
+    text.replace("\r\n", "\n").replace('\r', "\n")
+}
+
+/// Whether the beginning of a file is that of a descriptor. It may be cut anywhere.
+pub(crate) fn begins_descriptor(head: &[u8]) -> bool {
+    let is_text = head
+        .iter()
+        .all(|byte| *byte >= 32 || b"\t\r\n\0".contains(byte));
+    let begins_so = head
+        .strip_prefix(b"\xef\xbb\xbf")
+        .unwrap_or(head)
+        .first()
+        .is_some_and(|byte| b"#vV \t\r\n".contains(byte));
+    is_text && begins_so && looks_like_descriptor(&decode_text(head))
 }
 
 /// The first line that is no comment is a key of a descriptor, or the usual comment opens it.

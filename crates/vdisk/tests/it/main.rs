@@ -2,6 +2,7 @@
 
 mod convert;
 mod corpora;
+mod hostile;
 mod image;
 mod merge;
 mod qcow2_hostile;

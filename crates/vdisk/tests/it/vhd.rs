@@ -816,3 +816,37 @@ fn libvhdi_reads_what_is_built() {
         "C:\\disks\\parent.vhd"
     );
 }
+
+/// The locators that Windows no longer writes: Xen's tools name the parent by a URL, older ones by single bytes.
+#[test]
+fn every_code_of_a_parents_path_is_read() {
+    let child = MemoryFile::new();
+    vdisk::vhd::create(&child, &options(2 * MIB, child_of(disk_id(1)))).unwrap();
+    let locator = |number: u64, code: &[u8; 4], text: &[u8]| {
+        let place = 60_000 + number * 512;
+        child.write_at(place, text).unwrap();
+        let mut entry = [0; 24];
+        entry[..4].copy_from_slice(code);
+        entry[4..8].copy_from_slice(&512_u32.to_be_bytes());
+        entry[8..12].copy_from_slice(&u32::try_from(text.len()).unwrap().to_be_bytes());
+        entry[16..24].copy_from_slice(&place.to_be_bytes());
+        child.write_at(512 + 576 + number * 24, &entry).unwrap();
+    };
+    locator(3, b"MacX", b"file://./a%20parent.vhd");
+    locator(4, b"Wi2r", b".\\old.vhd\0");
+    locator(5, b"Wi2k", b"C:\\old\\old.vhd");
+    locator(6, b"What", b"no path at all");
+    let mut footer = [0; 512];
+    child.read_at(0, &mut footer).unwrap();
+    child.write_at(128 * 512, &footer).unwrap();
+    reseal(&child);
+    let reader = VhdReader::open(Arc::new(child), None).unwrap();
+    let paths = &reader.parent_identity().unwrap().paths;
+    for path in [".\\old.vhd", "C:\\old\\old.vhd", "./a parent.vhd"] {
+        assert!(paths.iter().any(|found| found == path), "{path}: {paths:?}");
+    }
+    assert!(
+        !paths.iter().any(|path| path.contains("no path")),
+        "{paths:?}"
+    );
+}

@@ -283,3 +283,50 @@ fn a_stream_that_was_cut_short_is_incomplete() {
         .expect("refused");
     assert_eq!(error.kind(), ErrorKind::Incomplete, "{error}");
 }
+
+/// What editors, old Macs and other programs make of a descriptor.
+#[test]
+fn descriptors_are_read_whatever_their_lines_and_letters_look_like() {
+    let sample = "# Disk DescriptorFile\nversion=1\nCID=1\nparentCID=FFFFFFFF\n\
+        createType=\"monolithicFlat\"\nRW 8 FLAT \"plain.bin\" 0\nddb.comment = \"\u{e4}\"\n";
+    let bare = sample.split_once('\n').expect("lines").1;
+    let narrow: Vec<u8> = sample.chars().map(|letter| letter as u8).collect();
+    let texts: [(&str, Vec<u8>); 8] = [
+        ("as it should be", sample.into()),
+        ("CR LF", sample.replace('\n', "\r\n").into()),
+        ("CR", sample.replace('\n', "\r").into()),
+        ("byte order mark", format!("\u{feff}{sample}").into()),
+        ("blank lines", format!("\n  \n{sample}").into()),
+        ("no comment", bare.into()),
+        (
+            "other comment",
+            format!("#Disk Descriptor File\n#\n{bare}").into(),
+        ),
+        ("windows-1252", narrow),
+    ];
+    let directory = tempfile::tempdir().expect("tempdir");
+    let content: Vec<u8> = (0..4096u32).map(|at| (at / 7) as u8).collect();
+    std::fs::write(directory.path().join("plain.bin"), &content).expect("write");
+    for (what, text) in texts {
+        let path = directory.path().join("disk.vmdk");
+        std::fs::write(&path, &text).expect("write");
+        let options = vdisk::OpenOptions::default();
+        let image =
+            vdisk::Image::open(&path, &options).unwrap_or_else(|error| panic!("{what}: {error}"));
+        assert_eq!(image.info().format, vdisk::Format::Vmdk, "{what}");
+        assert_reads_as(&image, &content, what);
+    }
+    // A guest's text is not a descriptor because it begins like one.
+    for text in [
+        "#!/bin/sh\nversion=1\n\x01",
+        "version 1\n",
+        "# comment only\n",
+    ] {
+        let path = directory.path().join("disk.raw");
+        let mut disk = vec![0; 4096];
+        disk[..text.len()].copy_from_slice(text.as_bytes());
+        std::fs::write(&path, &disk).expect("write");
+        let image = vdisk::Image::open(&path, &vdisk::OpenOptions::default()).expect("raw");
+        assert_eq!(image.info().format, vdisk::Format::Raw, "{text:?}");
+    }
+}

@@ -348,7 +348,7 @@ fn mutations_of_every_layout_never_panic_hang_or_grow() {
 }
 
 /// An ESX redo log made by hand: 1 MiB, grains of 512 bytes, one table.
-fn cowd() -> Vec<u8> {
+pub fn cowd() -> Vec<u8> {
     let mut image = vec![0u8; 512 * 64];
     image[..4].copy_from_slice(b"COWD");
     for (at, value) in [(4, 1u32), (8, 3), (12, 2048), (16, 1), (20, 4), (24, 1)] {
