@@ -105,9 +105,10 @@ pub fn format_by_extension(path: &Path) -> Format {
 pub fn open_options(arguments: &ImageOpenArgs, chain: ChainMode) -> anyhow::Result<OpenOptions> {
     let mut map = ParentMap::default();
     for entry in &arguments.parent_map {
-        let (name, file) = entry
-            .split_once('=')
-            .ok_or_else(|| anyhow::anyhow!("--parent-map takes NAME=FILE, not `{entry}`"))?;
+        let (name, file) = entry.split_once('=').ok_or_else(|| {
+            let what = format!("--parent-map takes NAME=FILE, not `{entry}`");
+            crate::exit::not_possible(what)
+        })?;
         map = map.with_child(name, file).with_locator(name, file);
     }
     Ok(OpenOptions {

@@ -55,7 +55,9 @@ fn dispatch(arguments: &args::Arguments, output: &output::Output) -> anyhow::Res
         args::Noun::Debug { verb } => debug::run(verb, output),
         args::Noun::Completions { shell } => {
             let mut command = args::Arguments::command();
-            clap_complete::generate(*shell, &mut command, "hikae", &mut std::io::stdout());
+            let mut script = Vec::new();
+            clap_complete::generate(*shell, &mut command, "hikae", &mut script);
+            output::print_all(&String::from_utf8(script)?)?;
             Ok(exit::Exit::Done)
         }
     }

@@ -1,4 +1,9 @@
 //! `hikae repo check-store`: whether a store keeps the promises that a repository needs. Ends with 3 when it does not.
+//!
+//! The place is left as it was found: a folder that was not there is not there afterwards, and one that was empty can become
+//! a repository.
+
+use std::path::Path;
 
 use serde::Serialize;
 use store::conformance::{self, CheckOptions, CheckReport, Verdict};
@@ -24,6 +29,8 @@ struct Report {
 
 /// Runs the verb.
 pub fn run(url: &str, output: &Output) -> anyhow::Result<Exit> {
+    let folder = folder_of(url);
+    let before = folder.map(entries);
     let store = store::create_url(url)?;
     let mut id = [0; 8];
     repo::Random::fill(keys::environment().random.as_ref(), &mut id)?;
@@ -31,6 +38,10 @@ pub fn run(url: &str, output: &Output) -> anyhow::Result<Exit> {
     let scratch = store::Prefix::new(format!("check-store-{mark}"))?;
     let mut found = CheckReport::default();
     conformance::check(store.as_ref(), &CheckOptions::new(scratch), &mut found);
+    drop(store);
+    if let (Some(folder), Some(before)) = (folder, before) {
+        leave_as_found(folder, before.as_deref());
+    }
     let report = Report {
         store: found.store.clone(),
         usable: found.is_usable(),
@@ -58,6 +69,45 @@ pub fn run(url: &str, output: &Output) -> anyhow::Result<Exit> {
     } else {
         Exit::Found
     })
+}
+
+/// The folder that a store's address means.
+fn folder_of(url: &str) -> Option<&Path> {
+    let path = url.strip_prefix("file://").unwrap_or(url);
+    (!path.contains("://")).then(|| Path::new(path))
+}
+
+/// Names in a folder; `None` when it is not there.
+fn entries(folder: &Path) -> Option<Vec<std::ffi::OsString>> {
+    let entries = std::fs::read_dir(folder).ok()?;
+    Some(entries.flatten().map(|entry| entry.file_name()).collect())
+}
+
+/// Removes empty folders that were not there before. One that cannot be removed is in nobody's way.
+fn leave_as_found(folder: &Path, before: Option<&[std::ffi::OsString]>) {
+    for name in entries(folder).unwrap_or_default() {
+        if before.is_none_or(|before| !before.contains(&name)) {
+            remove_empty(&folder.join(name), FOLDERS_DEEP_MAX);
+        }
+    }
+    if before.is_none() {
+        std::fs::remove_dir(folder).ok();
+    }
+}
+
+/// Object names have few components.
+const FOLDERS_DEEP_MAX: usize = 64;
+
+/// Removes a folder that holds nothing but folders that hold nothing. Files stay, and what they lie in.
+fn remove_empty(folder: &Path, deep: usize) {
+    let is_folder = std::fs::symlink_metadata(folder).is_ok_and(|found| found.is_dir());
+    if !is_folder || deep == 0 {
+        return;
+    }
+    for name in entries(folder).unwrap_or_default() {
+        remove_empty(&folder.join(name), deep - 1);
+    }
+    std::fs::remove_dir(folder).ok();
 }
 
 fn text(report: &Report) -> String {

@@ -117,3 +117,41 @@ fn a_parent_that_is_not_there_is_refused_and_one_that_is_not_used_is_said() {
         .json();
     assert!(used["compared_everything_because"].is_null(), "{used}");
 }
+
+#[test]
+fn a_store_that_was_tried_is_left_as_it_was_found() {
+    let site = Site::new();
+    site.run(["repo", "check-store", "new"]).expect(0);
+    assert!(!site.path("new").exists());
+    std::fs::create_dir_all(site.path("full/inner")).expect("a folder");
+    std::fs::write(site.path("full/letter"), "dear").expect("a file");
+    site.run(["repo", "check-store", "full"]).expect(0);
+    let left = std::fs::read_dir(site.path("full")).expect("a folder");
+    assert_eq!(left.count(), 2);
+    std::fs::create_dir_all(site.path("empty")).expect("a folder");
+    site.run(["repo", "check-store", "empty"]).expect(0);
+    site.run(["repo", "init", "empty", "--key-file", "key"])
+        .expect(0);
+}
+
+#[test]
+fn who_stops_reading_the_output_makes_nothing_fail() {
+    use std::process::Stdio;
+    let site = Site::new();
+    let repository = site.init("repository");
+    for arguments in [
+        vec![os("completions"), os("bash")],
+        repository.repo_arguments("stats", &[]),
+    ] {
+        let (reader, writer) = std::io::pipe().expect("a pipe");
+        drop(reader);
+        let ended = site
+            .command(arguments)
+            .stdout(Stdio::from(writer))
+            .stderr(Stdio::piped())
+            .output()
+            .expect("it runs");
+        let errors = String::from_utf8_lossy(&ended.stderr);
+        assert!(ended.status.success() && errors.is_empty(), "{errors}");
+    }
+}
