@@ -1,0 +1,18 @@
+//! What is inside a disk: partitions, volumes, file systems, and the files in them, read without mounting anything.
+//!
+//! ```text
+//!   disks (ReadAt) ─► partition tables ─► volume managers (LDM, LVM, MD) ─► volumes (ReadAt) ─► probe ─► FileSystem
+//! ```
+//!
+//! **Invariants.** Nothing here writes. Every byte comes from a stranger: whatever it says, the answer is right, or a
+//! typed error that names the place; memory, time and depth are bounded. One model of a file for all file systems
+//! ([`filesystem`]).
+//!
+//! It opens no files of the host and knows nothing of repositories: a disk is a [`block::ReadAt`].
+
+mod error;
+pub mod field;
+pub mod filesystem;
+
+pub use error::{Error, ErrorKind, Result};
+pub use filesystem::{FileId, FileName, FileSystem};

@@ -1,0 +1,3 @@
+//! Tests of what is inside disks.
+
+mod names;
