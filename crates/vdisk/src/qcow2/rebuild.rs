@@ -107,7 +107,7 @@ pub(super) fn rebuild(
     let plan = Plan::new(header, file)?;
     let window = plan.window();
     let total = (window, plan.total());
-    let mut numbers = references::windows(header, &*file, Counters::LeftOut, total)?;
+    let mut numbers = references::windows(header, file, Counters::LeftOut, total)?;
     // The new counters count themselves.
     let of = |cluster: u64| cluster.checked_div(window).unwrap_or(0);
     numbers.extend(of(plan.base)..=of(plan.total().saturating_sub(1)));

@@ -576,7 +576,11 @@ fn put_through(format: Format, files: &Files) {
             assert!(report.is_equal(), "an image differs from itself");
         }
     }
-    let file = &files.0[path];
+    change(format, &files.0[path]);
+}
+
+/// What mends an image and what enlarges it.
+fn change(format: Format, file: &Arc<MemoryFile>) {
     let target: Arc<dyn WriteAt> = Arc::clone(file) as Arc<dyn WriteAt>;
     let view: Arc<dyn ReadAt> = Arc::clone(file) as Arc<dyn ReadAt>;
     let ids = IdSource::seeded(1);

@@ -221,7 +221,7 @@ fn samples() -> Vec<Sample> {
     let fixed = vhd_image(vhd::Allocation::Fixed);
     let dynamic = vhd_image(vhd::Allocation::Dynamic);
     let child = vhd_image(vhd_link());
-    vec![
+    let mut samples = vec![
         Sample::new("vhd fixed", Kind::Vhd, fixed, None, &near),
         Sample::new(
             "vhd dynamic",
@@ -259,6 +259,13 @@ fn samples() -> Vec<Sample> {
             Some(below(6 * MIB)),
             &near,
         ),
+    ];
+    samples.extend(qcow2_samples(&far));
+    samples
+}
+
+fn qcow2_samples(far: &[u64]) -> Vec<Sample> {
+    vec![
         Sample::new(
             "qcow2 of small clusters",
             Kind::Qcow2,
@@ -271,7 +278,7 @@ fn samples() -> Vec<Sample> {
             Kind::Qcow2,
             qcow2_image(65536, false, OLD),
             None,
-            &far,
+            far,
         ),
         Sample::new(
             "qcow2 child of a larger disk",
@@ -680,6 +687,45 @@ fn what_cannot_be_is_refused_before_anything_is_written() {
     );
 }
 
+/// A parent that reads as the model, and an empty child on it.
+fn make_pair(extension: &str, model: &MemoryFile, parent: &Path, child: &Path) {
+    match extension {
+        "raw" => {
+            export(model, parent);
+            let file = Arc::new(vdisk::file::HostFile::create_new(child).unwrap());
+            let mut creation = Qcow2Options::new(OLD);
+            creation.backing = Some(BackingName {
+                path: "parent.raw".to_owned(),
+                format: Some("raw".to_owned()),
+            });
+            qcow2::create(file, &creation).unwrap();
+        }
+        _ => {
+            let kind = match extension {
+                "vhd" => Kind::Vhd,
+                "vhdx" => Kind::Vhdx,
+                _ => Kind::Qcow2,
+            };
+            let file = Arc::new(match kind {
+                Kind::Vhd => vhd_image(vhd::Allocation::Dynamic),
+                Kind::Vhdx => vhdx_image(vhdx::Allocation::Dynamic),
+                Kind::Qcow2 => qcow2_image(65536, false, OLD),
+            });
+            let writer = kind.writer(file.clone(), None);
+            apply(writer.disk(), &write(0, 200_000, 1)).unwrap();
+            apply(writer.disk(), &write(OLD - 512, 512, 1)).unwrap();
+            writer.finish();
+            export(&*file, parent);
+            let creation = ChildOptions {
+                allocation_unit_bytes: None,
+                ids: IdSource::seeded(4),
+                unix_seconds: 0,
+            };
+            image::create_child(child, parent, &OpenOptions::default(), &creation).unwrap();
+        }
+    }
+}
+
 /// A checkpoint may be enlarged while its parent stays as it was; removing it enlarges the parent.
 #[test]
 fn merging_a_larger_child_enlarges_the_parent() {
@@ -692,41 +738,7 @@ fn merging_a_larger_child_enlarges_the_parent() {
         apply(&model, &write(OLD - 512, 512, 1)).unwrap();
         let parent = at(&format!("parent.{extension}"));
         let child = at("child");
-        match extension {
-            "raw" => {
-                export(&model, &parent);
-                let file = Arc::new(vdisk::file::HostFile::create_new(&child).unwrap());
-                let mut creation = Qcow2Options::new(OLD);
-                creation.backing = Some(BackingName {
-                    path: "parent.raw".to_owned(),
-                    format: Some("raw".to_owned()),
-                });
-                qcow2::create(file, &creation).unwrap();
-            }
-            _ => {
-                let kind = match extension {
-                    "vhd" => Kind::Vhd,
-                    "vhdx" => Kind::Vhdx,
-                    _ => Kind::Qcow2,
-                };
-                let file = Arc::new(match kind {
-                    Kind::Vhd => vhd_image(vhd::Allocation::Dynamic),
-                    Kind::Vhdx => vhdx_image(vhdx::Allocation::Dynamic),
-                    Kind::Qcow2 => qcow2_image(65536, false, OLD),
-                });
-                let writer = kind.writer(file.clone(), None);
-                apply(writer.disk(), &write(0, 200_000, 1)).unwrap();
-                apply(writer.disk(), &write(OLD - 512, 512, 1)).unwrap();
-                writer.finish();
-                export(&*file, &parent);
-                let creation = ChildOptions {
-                    allocation_unit_bytes: None,
-                    ids: IdSource::seeded(4),
-                    unix_seconds: 0,
-                };
-                image::create_child(&child, &parent, &options, &creation).unwrap();
-            }
-        }
+        make_pair(extension, &model, &parent, &child);
         let size = 40 * MIB + 512;
         grow_host_file(&child, size);
         let model = resized(&model, size);
