@@ -16,6 +16,7 @@ use store::{ObjectName, list_all};
 use crate::access::ObjectAccess;
 use crate::bundles::{list_bundles, read_bundle};
 use crate::format::ObjectKind;
+use crate::gc::mark::absent_or_damaged;
 use crate::gc::records::{self, union_of_numbers};
 use crate::gc::{NumberSet, Numbers, retired_points};
 use crate::marks::{PointMarks, PointVisibility, read_all_marks, read_marks_of};
@@ -143,7 +144,7 @@ pub(crate) fn list_places(
         let bundle = match bundle {
             Ok(bundle) => bundle,
             Err(error) => {
-                let damage = sort_out(error)?;
+                let damage = absent_or_damaged(error)?;
                 listing
                     .damaged_bundles
                     .extend(damage.map(|error| (object, error)));
@@ -167,15 +168,6 @@ pub(crate) fn list_places(
         }
     }
     Ok(listing)
-}
-
-/// Damage is an answer, absence is nothing, all else ends the caller.
-fn sort_out(error: Error) -> Result<Option<Error>> {
-    match error.kind() {
-        ErrorKind::NotFound => Ok(None),
-        ErrorKind::Corrupt | ErrorKind::WrongKey | ErrorKind::Unsupported => Ok(Some(error)),
-        _ => Err(error),
-    }
 }
 
 fn read_place(
@@ -215,7 +207,7 @@ fn read_place(
             }
             Ok(Some(state))
         }
-        Err(error) => Ok(sort_out(error)?.map(PlaceState::Damaged)),
+        Err(error) => Ok(absent_or_damaged(error)?.map(PlaceState::Damaged)),
     }
 }
 

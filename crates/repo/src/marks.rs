@@ -25,6 +25,7 @@ use store::{ObjectName, Prefix, list_all};
 use crate::access::ObjectAccess;
 use crate::environment::Environment;
 use crate::format::ObjectKind;
+use crate::gc::mark::absent_or_damaged;
 use crate::parallel::read_each;
 use crate::points::PointKey;
 use crate::retention::{HoldState, PointHealth};
@@ -324,13 +325,10 @@ fn read_mark(access: &dyn ObjectAccess, key: PointKey, name: &ObjectName) -> Res
         });
     match read {
         Ok(mark) => Ok(MarkRead::Mark(Box::new(mark))),
-        Err(error) => match error.kind() {
-            // Deleted since the listing, together with its point.
-            ErrorKind::NotFound => Ok(MarkRead::Nothing),
-            ErrorKind::Corrupt | ErrorKind::WrongKey | ErrorKind::Unsupported => {
-                Ok(MarkRead::Unreadable(kind, error))
-            }
-            _ => Err(error),
-        },
+        // Absent: deleted since the listing, together with its point.
+        Err(error) => Ok(match absent_or_damaged(error)? {
+            Some(error) => MarkRead::Unreadable(kind, error),
+            None => MarkRead::Nothing,
+        }),
     }
 }

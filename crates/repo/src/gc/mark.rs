@@ -229,3 +229,12 @@ pub(crate) fn is_damage(error: &Error) -> bool {
         ErrorKind::Corrupt | ErrorKind::NotFound | ErrorKind::Unsupported | ErrorKind::WrongKey
     )
 }
+
+/// Sorts out what failed to be read: `None` is absent, `Some` is damaged, and an error says nothing about what lies there.
+pub(crate) fn absent_or_damaged(error: Error) -> Result<Option<Error>> {
+    match error.kind() {
+        ErrorKind::NotFound => Ok(None),
+        _ if is_damage(&error) => Ok(Some(error)),
+        _ => Err(error),
+    }
+}

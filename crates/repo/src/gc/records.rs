@@ -29,6 +29,7 @@ use crate::format::{MAX_ENVELOPE_TEXT_BYTES, ObjectKind};
 use crate::points::PointKey;
 use crate::{Error, ErrorKind, LeaseId, PackId, Result, names};
 
+use super::mark::absent_or_damaged;
 use super::numbers::{Numbers, Seen};
 
 /// Most bytes of a record that are read.
@@ -271,13 +272,7 @@ fn read_record<T: for<'de> Deserialize<'de>>(
 fn sort_out<T>(read: Result<T>) -> Result<Option<Result<T>>> {
     match read {
         Ok(body) => Ok(Some(Ok(body))),
-        Err(error) => match error.kind() {
-            ErrorKind::NotFound => Ok(None),
-            ErrorKind::Corrupt | ErrorKind::WrongKey | ErrorKind::Unsupported => {
-                Ok(Some(Err(error)))
-            }
-            _ => Err(error),
-        },
+        Err(error) => Ok(absent_or_damaged(error)?.map(Err)),
     }
 }
 
