@@ -125,6 +125,8 @@ fn report(done: &RepairReport, mode: RepairMode, started: Instant) -> Report {
             after
                 .findings
                 .iter()
+                // What was put away is told once, when it is.
+                .filter(|one| !one.object.starts_with("quarantine/"))
                 .map(|one| format!("{}: {}", one.object, one.what))
                 .collect()
         }),
@@ -219,6 +221,9 @@ fn text(report: &Report) -> String {
     text.push_str(match (report.sound, report.dry_run) {
         (true, false) => "Sound.\n",
         (true, true) => "Everything could be healed.\n",
+        (false, false) if !report.points_unreadable.is_empty() => {
+            "NOT everything is healed.\n  next: give another --from REPO, or --give-up what no repository has\n"
+        }
         (false, false) => "NOT everything is healed.\n  next: give another --from REPO or --from-image IMAGE, or forget the points that are hit\n",
         (false, true) => "NOT everything could be healed with these sources.\n",
     });
