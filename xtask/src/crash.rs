@@ -22,6 +22,7 @@ mod round;
 mod scene;
 mod trace;
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
@@ -31,7 +32,7 @@ use serde_json::{Value, json};
 
 pub use coverage::{Coverage, Moment};
 pub use disk::Random;
-pub use round::Tally;
+pub use round::{Blows, Tally};
 pub use scene::{Operation, SceneSize};
 
 const USAGE: &str =
@@ -52,6 +53,8 @@ pub struct CrashOptions {
     pub seed: u64,
     /// How large the world is.
     pub size: SceneSize,
+    /// Where processes are killed.
+    pub blows: Blows,
 }
 
 /// What became of the rounds of one operation, all of which held.
@@ -59,6 +62,8 @@ pub struct CrashOptions {
 pub struct CrashReport {
     /// Which.
     pub operation: Operation,
+    /// What brings it back.
+    pub seed: u64,
     /// Packs in the repository before each round.
     pub packs: usize,
     /// Visible points before each round.
@@ -84,7 +89,7 @@ pub fn execute(operation: Operation, options: &CrashOptions) -> Result<CrashRepo
     std::fs::create_dir_all(&folder).with_context(|| format!("make {}", folder.display()))?;
     let scene = scene::Scene::create(operation, &options.binary, &folder, options.size, seed)
         .with_context(|| format!("the scene of {} (seed {seed})", operation.word()))?;
-    let mut rounds = round::Rounds::begin(&scene, &folder, seed)
+    let mut rounds = round::Rounds::begin(&scene, &folder, seed, &options.blows)
         .with_context(|| format!("whole runs of {} (seed {seed})", operation.word()))?;
     for round in 0..options.rounds {
         if round > 0 && round.is_multiple_of(50) {
@@ -105,6 +110,7 @@ pub fn execute(operation: Operation, options: &CrashOptions) -> Result<CrashRepo
     }
     let report = CrashReport {
         operation,
+        seed,
         packs: scene.packs,
         points: scene.committed.len(),
         typical: rounds.reference.median(),
@@ -116,8 +122,15 @@ pub fn execute(operation: Operation, options: &CrashOptions) -> Result<CrashRepo
     Ok(report)
 }
 
+impl fmt::Display for CrashReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text())
+    }
+}
+
 impl CrashReport {
-    fn text(&self, seed: u64) -> String {
+    fn text(&self) -> String {
+        let seed = self.seed;
         let Tally {
             rounds,
             kills,
@@ -139,10 +152,10 @@ impl CrashReport {
         )
     }
 
-    fn json(&self, seed: u64) -> Value {
+    fn json(&self) -> Value {
         json!({
             "operation": self.operation.word(),
-            "seed": seed,
+            "seed": self.seed,
             "packs": self.packs,
             "points": self.points,
             "rounds": self.tally.rounds,
@@ -256,6 +269,7 @@ pub fn run(arguments: &[String], workspace: &Path) -> Result<ExitCode> {
         rounds: wish.rounds,
         seed: wish.seed,
         size: wish.size.unwrap_or(SceneSize::MANY_PACKS),
+        blows: Blows::Mixed,
     };
     let mut missed = Vec::new();
     let mut reports = Vec::new();
@@ -270,15 +284,15 @@ pub fn run(arguments: &[String], workspace: &Path) -> Result<ExitCode> {
                 .map(|row| format!("{}: {row}", operation.word())),
         );
         match wish.printing {
-            Printing::Text => println!("{}", report.text(wish.seed)),
-            Printing::Json => reports.push(report.json(wish.seed)),
+            Printing::Text => println!("{report}"),
+            Printing::Json => reports.push(report.json()),
         }
     }
     if let Some(time) = wish.race {
         let report = race::execute(&options, time)?;
         match wish.printing {
-            Printing::Text => println!("{}", report.text(wish.seed)),
-            Printing::Json => reports.push(report.json(wish.seed)),
+            Printing::Text => println!("{}", report.text(options.seed)),
+            Printing::Json => reports.push(report.json(options.seed)),
         }
     }
     if wish.printing == Printing::Json {

@@ -90,6 +90,23 @@ impl Aim {
     }
 }
 
+/// Calls that change something come first where as many were hit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Effect {
+    Changes,
+    Reads,
+}
+
+impl Effect {
+    fn of(row: &Row) -> Self {
+        if row.call.starts_with("put ") || row.call.starts_with("delete ") {
+            Self::Changes
+        } else {
+            Self::Reads
+        }
+    }
+}
+
 const FIRST_REACH_US: f64 = 400.0;
 const LAST_REACH_US: f64 = 4000.0;
 
@@ -139,21 +156,41 @@ impl Coverage {
 
     /// Chooses what to aim at: one of the least hit moments.
     pub(super) fn aim(&self, random: &mut Random) -> Option<Aim> {
-        let mut least = u64::MAX;
+        let mut least = (u64::MAX, Effect::Reads);
         let mut wanted: Vec<(&Row, Moment)> = Vec::new();
         for (row, hits) in self.rows.iter().filter(|(_, hits)| hits.runs > 0) {
             for moment in Moment::ALL {
                 let count = hits.hits.get(&moment).copied().unwrap_or(0);
-                if count < least {
+                let rank = (count, Effect::of(row));
+                if rank < least {
                     wanted.clear();
-                    least = count;
+                    least = rank;
                 }
-                if count == least {
+                if rank == least {
                     wanted.push((row, moment));
                 }
             }
         }
         let (row, moment) = *wanted.get(random.index(wanted.len()))?;
+        self.aim_at(row, moment, random)
+    }
+
+    /// Aims at a moment of a call, in any of its phases.
+    pub(super) fn aim_at_call(
+        &self,
+        call: &str,
+        moment: Moment,
+        random: &mut Random,
+    ) -> Option<Aim> {
+        let rows = self.rows.iter().filter(|(_, hits)| hits.runs > 0);
+        let rows: Vec<&Row> = rows
+            .map(|(row, _)| row)
+            .filter(|row| row.call == call)
+            .collect();
+        self.aim_at(rows.get(random.index(rows.len()))?, moment, random)
+    }
+
+    fn aim_at(&self, row: &Row, moment: Moment, random: &mut Random) -> Option<Aim> {
         let mut places = Vec::new();
         for (run, events) in self.whole.iter().enumerate() {
             let rows = self.reader().rows(events);

@@ -37,6 +37,8 @@ type PointPlace = (String, u64);
 struct Ledger {
     /// Content and whether it is still to be kept.
     points: BTreeMap<PointPlace, (ContentHash, Wanted)>,
+    /// Content by root, of all that was ever committed: a copy may have another number.
+    contents: BTreeMap<String, ContentHash>,
     counts: BTreeMap<&'static str, Counts>,
 }
 
@@ -203,12 +205,7 @@ impl Race<'_> {
 
     /// Looks which version a run made, if any, and writes it down.
     fn enter(&self, name: &str, content: ContentHash, outcome: &Outcome) -> Result<()> {
-        let newest = self
-            .program
-            .versions("repo", name)?
-            .into_iter()
-            .next_back()
-            .map(|(version, _)| version);
+        let newest = self.program.versions("repo", name)?.into_iter().next_back();
         let mut ledger = self.ledger();
         let known = ledger
             .points
@@ -216,12 +213,13 @@ impl Race<'_> {
             .filter(|(other, _)| other == name)
             .map(|(_, version)| *version)
             .max();
-        let is_new = newest > known;
+        let is_new = newest.as_ref().map(|(version, _)| *version) > known;
         ensure!(
             is_new || outcome.code.is_none(),
             "{name}: a backup that ended well made no version"
         );
-        if let Some(version) = newest.filter(|_| is_new) {
+        if let Some((version, root)) = newest.filter(|_| is_new) {
+            ledger.contents.insert(root, content);
             let point = (content, Wanted::Kept);
             ledger.points.insert((name.to_owned(), version), point);
         }
@@ -367,7 +365,6 @@ impl Race<'_> {
             }
         }
         let ledger = self.ledger();
-        let mut contents: BTreeMap<String, ContentHash> = BTreeMap::new();
         let mut kept = 0;
         for writer in 0..WRITERS {
             let name = format!("vm{writer}");
@@ -383,11 +380,10 @@ impl Race<'_> {
                 wanted == found,
                 "{name}: wanted {wanted:?}, found {found:?}"
             );
-            for (version, root) in listed {
+            for version in listed.into_keys() {
                 let place = (name.clone(), version);
                 let content = ledger.points.get(&place).context("a known point")?.0;
                 self.compare("repo", &place, content)?;
-                contents.insert(root, content);
                 kept += 1;
             }
         }
@@ -395,10 +391,9 @@ impl Race<'_> {
         for writer in 0..WRITERS {
             let name = format!("vm{writer}");
             for (version, root) in program.versions("target", &name)? {
-                // What was forgotten at the source meanwhile stays at the target; its content is known by number.
+                // What was forgotten at the source meanwhile stays at the target, and numbers differ: the root tells which it is.
+                let content = ledger.contents.get(&root).copied();
                 let place = (name.clone(), version);
-                let by_number = ledger.points.get(&place).map(|point| point.0);
-                let content = contents.get(&root).copied().or(by_number);
                 self.compare("target", &place, content.context("a copy of nothing")?)?;
                 copied += 1;
             }

@@ -27,6 +27,15 @@ const SAMPLE_AT_END: usize = 2;
 /// In one round of so many everything is restored.
 const WHOLE_ROUND: u64 = 10;
 
+/// How the blows of all rounds are chosen.
+#[derive(Debug, Clone)]
+pub enum Blows {
+    /// Half at a random age, half at what was hit least.
+    Mixed,
+    /// At these moments of these calls, in turn; at a random age where no whole run has such a call.
+    At(Vec<(String, Moment)>),
+}
+
 /// How a process is killed.
 #[derive(Debug, Clone)]
 enum Blow {
@@ -79,6 +88,7 @@ pub(super) struct Rounds<'a> {
     pub(super) reference: Reference,
     pub(super) tally: Tally,
     random: Random,
+    blows: Blows,
     /// Where the sample of restored points goes on.
     next_sample: usize,
 }
@@ -126,7 +136,7 @@ impl Evidence {
 
 impl<'a> Rounds<'a> {
     /// Runs the operation undisturbed a few times, to know its calls and its time.
-    pub(super) fn begin(scene: &'a Scene, folder: &Path, seed: u64) -> Result<Self> {
+    pub(super) fn begin(scene: &'a Scene, folder: &Path, seed: u64, blows: &Blows) -> Result<Self> {
         let operation = scene.operation;
         let mut rounds = Self {
             scene,
@@ -135,6 +145,7 @@ impl<'a> Rounds<'a> {
             reference: Reference::default(),
             tally: Tally::default(),
             random: Random::new(seed ^ 0x00C0_FFEE),
+            blows: blows.clone(),
             next_sample: 0,
         };
         for run in 0..3 {
@@ -193,10 +204,17 @@ impl<'a> Rounds<'a> {
     }
 
     fn blow(&mut self, round: u64) -> Blow {
-        let aim = if round.is_multiple_of(2) {
-            self.coverage.aim(&mut self.random)
-        } else {
-            None
+        let random = &mut self.random;
+        let aim = match &self.blows {
+            Blows::Mixed if round.is_multiple_of(2) => self.coverage.aim(random),
+            Blows::Mixed => None,
+            Blows::At(targets) => {
+                let round = usize::try_from(round).unwrap_or(usize::MAX);
+                round
+                    .checked_rem(targets.len())
+                    .and_then(|at| targets.get(at))
+                    .and_then(|(call, moment)| self.coverage.aim_at_call(call, *moment, random))
+            }
         };
         match aim {
             Some(aim) => Blow::At(aim),

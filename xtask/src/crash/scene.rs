@@ -125,9 +125,9 @@ impl SceneSize {
     };
     /// For tests that run on every change.
     pub const SMALL: Self = Self {
-        versions: 20,
+        versions: 14,
         changed_blocks: 4,
-        disk_bytes: 12 << 20,
+        disk_bytes: 8 << 20,
         data_bytes: 3 << 20,
         pack_bytes: 256 << 10,
     };
