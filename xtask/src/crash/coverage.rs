@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   whole runs ──► rows (phase × call), each with where its calls lie
-//!   a kill     ──► before (nothing of the call was begun), within (begun, never ended), after (ended, nothing behind it begun)
+//!   a kill     ──► before (nothing of the call was begun), within (begun, never ended), after (ended, nothing behind it begun by its thread)
 //!   next aim   ──► a moment of a row that was hit least
 //! ```
 //!
@@ -235,6 +235,17 @@ impl Coverage {
             Some(aim) if aim.moment == Moment::Before => {
                 let row = reader.row(&aim.event);
                 self.hit(&row, Moment::Before);
+            }
+            Some(aim) if aim.moment == Moment::After => {
+                // Another thread may have begun something meanwhile: the call that the process stopped behind had ended.
+                let ended = rows
+                    .iter()
+                    .zip(events)
+                    .rev()
+                    .find(|(row, event)| event.edge == Edge::End && row.call == aim.row.call);
+                if let Some((row, _)) = ended {
+                    self.hit(row, Moment::After);
+                }
             }
             _ if open.is_empty() => {
                 if let Some(row) = rows.last() {

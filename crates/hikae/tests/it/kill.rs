@@ -1,5 +1,7 @@
 //! `kill -9` at random moments: what was committed stays, what was not is nowhere, and the next run just works.
 //!
+//! Kills pile up in one repository here; each call by itself is in [`super::crash`].
+//!
 //! Each test first measures one undisturbed run, then kills at moments spread over that time. The seed is printed, and
 //! `HIKAE_KILL_SEED` brings it back; moments within a process are not reproducible to the instruction.
 
@@ -19,7 +21,7 @@ pub(super) fn rounds(usual: u64) -> u64 {
     })
 }
 
-pub(super) fn seeded() -> Random {
+pub(super) fn chosen_seed() -> u64 {
     let given = std::env::var("HIKAE_KILL_SEED").ok();
     let seed = given.map_or_else(
         || {
@@ -30,7 +32,11 @@ pub(super) fn seeded() -> Random {
         |text| text.parse().expect("HIKAE_KILL_SEED is a number"),
     );
     eprintln!("HIKAE_KILL_SEED={seed}");
-    Random::new(seed)
+    seed
+}
+
+pub(super) fn seeded() -> Random {
+    Random::new(chosen_seed())
 }
 
 /// A moment within a run that takes about this long, or a little after it.
@@ -124,7 +130,7 @@ fn a_killed_backup_commits_whole_or_not_at_all() {
     let mut random = seeded();
     let site = Site::new();
     let (repository, image, mut ledger, typical) = begin(&site, &mut random);
-    for round in 0..rounds(12) {
+    for round in 0..rounds(7) {
         if random.below(3) == 0 {
             // New content everywhere: many packs are in flight when the blow falls.
             disk::create(&image, 96 * MIB, 40 * MIB, &mut random);
@@ -154,7 +160,7 @@ fn a_killed_gc_keeps_every_visible_version() {
     let site = Site::new();
     let (repository, image, mut ledger, _) = begin(&site, &mut random);
     let typical = repository.repo("gc", &[]).expect(0).took;
-    for round in 0..rounds(12) {
+    for round in 0..rounds(7) {
         disk::change(&image, 60, &mut random);
         let hash = disk::hash_file(&image);
         site.run(repository.backup_arguments(&image, "vm"))
@@ -186,7 +192,7 @@ fn a_killed_gc_keeps_every_visible_version() {
     repository.repo("gc", &["--stall", "6"]).expect(0);
     repository.repo("verify", &[]).expect(0);
     ledger.check_all(&repository);
-    let live = 60 * MIB + rounds(12) * 60 * 3 * (64 << 10);
+    let live = 60 * MIB + rounds(7) * 60 * 3 * (64 << 10);
     let left = repository.size_bytes("data");
     assert!(
         left < live.min(100 * MIB) * 2,
@@ -209,7 +215,7 @@ fn a_killed_copy_goes_on_where_it_was() {
     };
     let scratch = site.init("scratch");
     let typical = site.run(arguments(&scratch)).expect(0).took;
-    for round in 0..rounds(10) {
+    for round in 0..rounds(6) {
         if round % 3 == 2 {
             disk::change(&image, 100, &mut random);
             site.run(repository.backup_arguments(&image, "vm"))

@@ -3,6 +3,7 @@
 //! | module | what it proves |
 //! |---|---|
 //! | [`round_trip`] | what goes in comes out, at the cost that it should |
+//! | [`crash`] | the calls that change a repository, each killed before, within and after; what `cargo xtask crash` does at length |
 //! | [`kill`] | `kill -9` at any moment of backup, gc and copy loses nothing that was committed |
 //! | [`fence`] | a writer that was stopped across a whole gc can never commit |
 //! | [`repair`] | damage is repaired from a healthy copy, however often the repair is killed |
@@ -15,6 +16,7 @@
 //! `HIKAE_KILL_ROUNDS` and `HIKAE_KILL_SEED` choose how often and from which seed processes are killed.
 
 mod bucket;
+mod crash;
 mod disk;
 mod fence;
 mod kill;
