@@ -18,14 +18,17 @@
 //! mount sees. A file system that has neither hard links nor renaming without replacing is refused at the first put.
 //! One that cannot sync directories (`EINVAL`) is taken as it is: it has its own way to make names durable.
 //!
-//! **What it does not do.** It removes no empty directories, changes no modes after creation, and does not notice when
+//! **Directories.** One that a deletion emptied goes with it where the file system tells when a directory was made: only
+//! then is a new one of the same name known not to be the durable one. The first level under the root stays.
+//!
+//! **What it does not do.** It changes no modes after creation, and does not notice when
 //! somebody else writes into files.
 
 mod leftovers;
 mod listing;
 mod uncached;
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -44,7 +47,7 @@ use crate::{Error, ErrorKind, ListPage, ObjectName, Prefix, Result, Store, Verb}
 const TEMPORARY_DIRECTORY: &str = ".tmp";
 
 /// How often a put starts again when its file or directory was removed under it by another process.
-const PUT_ATTEMPTS: u32 = 4;
+const PUT_ATTEMPTS: u32 = 64;
 
 /// How a written file gets its name without ever taking one that is taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -62,9 +65,36 @@ pub struct DirectoryStore {
     root: OwnedFd,
     path: PathBuf,
     publishing: Publishing,
-    /// Directories known to be durable, by path. Nobody removes directories; who does so by hand costs a retry.
-    durable: Mutex<HashSet<String>>,
+    /// Directories known to be durable, by path, with what tells one from its successor of the same name.
+    durable: Mutex<HashMap<String, Option<DirectoryIdentity>>>,
     swept: OnceLock<()>,
+}
+
+/// Which directory it is: an inode number is used again, together with the moment of birth it is not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct DirectoryIdentity {
+    inode: u64,
+    born_s: i64,
+    born_ns: u32,
+}
+
+/// `None` where the file system keeps no time of birth, or the system cannot be asked.
+#[cfg(target_os = "linux")]
+fn identify(directory: BorrowedFd<'_>) -> Option<DirectoryIdentity> {
+    use rustix::fs::StatxFlags;
+    let wanted = StatxFlags::INO | StatxFlags::BTIME;
+    let stat = rustix::fs::statx(directory, "", AtFlags::EMPTY_PATH, wanted).ok()?;
+    let told = StatxFlags::from_bits_retain(stat.stx_mask);
+    told.contains(wanted).then_some(DirectoryIdentity {
+        inode: stat.stx_ino,
+        born_s: stat.stx_btime.tv_sec,
+        born_ns: stat.stx_btime.tv_nsec,
+    })
+}
+
+#[cfg(not(target_os = "linux"))]
+fn identify(_: BorrowedFd<'_>) -> Option<DirectoryIdentity> {
+    None
 }
 
 /// What a failed step was, with the system's word for it.
@@ -251,17 +281,31 @@ impl DirectoryStore {
                 other => other?,
             };
             // Another process may have made it and not synced it yet: the first use in this process always syncs.
-            if !self.durable().contains(&walked) {
+            let identity = identify(next.as_fd());
+            if self.durable().get(&walked) != Some(&identity) {
                 sync_directory(held.as_fd()).at("sync a directory")?;
-                self.durable().insert(walked.clone());
+                self.durable().insert(walked.clone(), identity);
             }
             held = next;
         }
         Ok(held)
     }
 
-    fn durable(&self) -> std::sync::MutexGuard<'_, HashSet<String>> {
+    fn durable(&self) -> std::sync::MutexGuard<'_, HashMap<String, Option<DirectoryIdentity>>> {
         self.durable.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Removes a directory if it is empty now. That it cannot be removed is no failure of the deletion that emptied it.
+    fn remove_if_empty(&self, path: &str, directory: BorrowedFd<'_>) {
+        let Some((above, leaf)) = path.rsplit_once('/') else {
+            return;
+        };
+        if identify(directory).is_none() {
+            return;
+        }
+        if let Ok(above) = self.open_directory(above) {
+            rustix::fs::unlinkat(&above, leaf, AtFlags::REMOVEDIR).unwrap_or(());
+        }
     }
 
     fn open_object(&self, name: &ObjectName) -> Step<(File, u64)> {
@@ -390,7 +434,11 @@ impl Store for DirectoryStore {
             other => other.map_err(failed)?,
         };
         let mut listing = listing::Listing::new(after, limit.saturating_add(1));
-        listing.walk(&directory, prefix.as_str()).map_err(failed)?;
+        match listing.walk(&directory, prefix.as_str()) {
+            // Emptied and removed after it was opened.
+            Err(failure) if failure.errno == Errno::NOENT => {}
+            other => other.map_err(failed)?,
+        }
         Ok(page_of(listing.into_entries(), limit))
     }
 
@@ -406,7 +454,9 @@ impl Store for DirectoryStore {
                     Err(errno) => return Err(errno).at("unlink"),
                 }
                 // An older deletion must never come back after a newer one lasted: a point goes before its packs.
-                sync_directory(directory.as_fd()).at("sync the directory")
+                sync_directory(directory.as_fd()).at("sync the directory")?;
+                self.remove_if_empty(parent.unwrap_or(""), directory.as_fd());
+                Ok(())
             });
         match removed {
             Err(failure) if failure.errno == Errno::NOENT => Ok(()),

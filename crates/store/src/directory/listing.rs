@@ -73,7 +73,11 @@ impl<'a> Listing<'a> {
     fn take(&mut self, directory: &OwnedFd, prefix: &str, key: &str) -> Step<()> {
         if let Some(name) = key.strip_suffix('/') {
             return match open_at(directory.as_fd(), name) {
-                Ok(below) => self.walk(&below, &format!("{prefix}{key}")),
+                Ok(below) => match self.walk(&below, &format!("{prefix}{key}")) {
+                    // Emptied and removed after it was opened.
+                    Err(failure) if failure.errno == Errno::NOENT => Ok(()),
+                    other => other,
+                },
                 // Removed or replaced while we were listing.
                 Err(failure) if matches!(failure.errno, Errno::NOENT | Errno::NOTDIR) => Ok(()),
                 Err(failure) => Err(failure),

@@ -3,7 +3,7 @@
 use std::os::unix::fs::symlink;
 
 use store::directory::DirectoryStore;
-use store::{ErrorKind, Prefix, Store, list_all};
+use store::{ErrorKind, ObjectName, Prefix, Store, list_all};
 
 use crate::name;
 
@@ -133,4 +133,59 @@ fn a_directory_larger_than_a_page_is_listed_in_order_and_once() {
             expected[start + limit - 1]
         );
     }
+}
+
+#[test]
+fn a_directory_goes_with_its_last_object_and_comes_back_with_the_next() {
+    let place = tempfile::tempdir().unwrap();
+    let store = DirectoryStore::open(place.path()).unwrap();
+    let names: Vec<ObjectName> = ["a/b/one", "a/b/two", "a/top"]
+        .iter()
+        .map(|name| ObjectName::new(*name).unwrap())
+        .collect();
+    for name in &names {
+        store.put_new(name, b"x").unwrap();
+    }
+    store.delete(&names[0]).unwrap();
+    assert!(place.path().join("a/b").is_dir());
+    store.delete(&names[1]).unwrap();
+    let keeps_births = std::fs::metadata(place.path()).unwrap().created().is_ok();
+    assert_eq!(place.path().join("a/b").is_dir(), !keeps_births);
+    store.delete(&names[2]).unwrap();
+    assert!(place.path().join("a").is_dir());
+    store.put_new(&names[0], b"y").unwrap();
+    assert_eq!(store.get(&names[0]).unwrap(), b"y");
+}
+
+#[test]
+fn puts_deletions_and_listings_in_one_directory_do_not_disturb_one_another() {
+    let place = tempfile::tempdir().unwrap();
+    let stores: Vec<DirectoryStore> = (0..3)
+        .map(|_| DirectoryStore::open(place.path()).unwrap())
+        .collect();
+    let rounds = 150;
+    std::thread::scope(|scope| {
+        for (number, store) in stores.iter().enumerate() {
+            scope.spawn(move || {
+                for round in 0..rounds {
+                    let name = ObjectName::new(format!("leases/one/{number}-{round}")).unwrap();
+                    // The other threads empty the directory again and again under the hands of this one.
+                    store.put_new(&name, b"beat").unwrap();
+                    assert_eq!(store.get(&name).unwrap(), b"beat");
+                    store.delete(&name).unwrap();
+                }
+            });
+        }
+        scope.spawn(|| {
+            for _ in 0..rounds {
+                let prefix = Prefix::new("leases").unwrap();
+                stores[0].list(&prefix, None, 10).unwrap();
+            }
+        });
+    });
+    let left = std::fs::read_dir(place.path().join("leases"))
+        .unwrap()
+        .count();
+    let keeps_births = std::fs::metadata(place.path()).unwrap().created().is_ok();
+    assert!(left == 0 || !keeps_births, "{left} directories are left");
 }
