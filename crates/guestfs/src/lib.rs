@@ -14,6 +14,7 @@ pub mod cache;
 mod error;
 pub mod field;
 pub mod filesystem;
+pub mod ntfs;
 
 pub use error::{Error, ErrorKind, Result};
 pub use filesystem::{FileId, FileName, FileSystem};

@@ -1,0 +1,74 @@
+//! The volume below, with a cache for small reads.
+//!
+//! Small reads (records, index blocks, compressed chunks) come through pages of 16 KiB, at most 8 MiB of them; long reads go
+//! straight to the caller's buffer. Nothing is read ahead beyond a page.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use block::ReadAt;
+
+use super::arithmetic::{add, length, shorter};
+use super::cache::GenerationCache;
+use crate::{Error, Result, field};
+
+const PAGE_BYTES: u64 = 16 << 10;
+/// Of one generation; the cache holds two.
+const PAGES: usize = 256;
+
+pub(super) struct Device {
+    volume: Arc<dyn ReadAt>,
+    pages: Mutex<GenerationCache<u64, Arc<[u8]>>>,
+}
+
+impl Device {
+    pub(super) fn new(volume: Arc<dyn ReadAt>) -> Self {
+        Self {
+            volume,
+            pages: Mutex::new(GenerationCache::new(PAGES)),
+        }
+    }
+
+    pub(super) fn size_bytes(&self) -> u64 {
+        self.volume.size_bytes()
+    }
+
+    /// Fills the buffer from a position of the volume.
+    pub(super) fn read(&self, mut offset: u64, mut buffer: &mut [u8]) -> Result<()> {
+        let end = add(offset, field::bytes(buffer.len()))?;
+        if end > self.size_bytes() {
+            return Err(Error::corrupt(format!(
+                "bytes {offset}..{end} of a volume of {}",
+                self.size_bytes()
+            )));
+        }
+        if field::bytes(buffer.len()) >= PAGE_BYTES {
+            return Ok(self.volume.read_at(offset, buffer)?);
+        }
+        while !buffer.is_empty() {
+            let number = offset / PAGE_BYTES;
+            let page = self.page(number)?;
+            let inside = length(offset % PAGE_BYTES)?;
+            let part = shorter(buffer.len(), PAGE_BYTES.saturating_sub(offset % PAGE_BYTES));
+            let (head, rest) = buffer.split_at_mut(part);
+            head.copy_from_slice(field::slice(&page, inside, part)?);
+            offset = add(offset, field::bytes(part))?;
+            buffer = rest;
+        }
+        Ok(())
+    }
+
+    fn page(&self, number: u64) -> Result<Arc<[u8]>> {
+        let lock = || self.pages.lock().unwrap_or_else(PoisonError::into_inner);
+        let cached = lock().get(&number);
+        if let Some(page) = cached {
+            return Ok(page);
+        }
+        let offset = number.saturating_mul(PAGE_BYTES);
+        let left = self.size_bytes().saturating_sub(offset).min(PAGE_BYTES);
+        let mut page = vec![0; length(left)?];
+        self.volume.read_at(offset, &mut page)?;
+        let page: Arc<[u8]> = page.into();
+        lock().insert(number, Arc::clone(&page));
+        Ok(page)
+    }
+}
