@@ -99,6 +99,34 @@ impl PointListing {
     pub(crate) fn drop_retired(&mut self, retired: &NumberSet) {
         self.places.retain(|key, _| !retired.contains(*key));
     }
+
+    /// Adds what of a bundle is wanted and not known as good already. Signatures are most of the work: all cores share it.
+    fn add_bundled(
+        &mut self,
+        vault: &Vault,
+        object: &ObjectName,
+        bundle: &Bundle,
+        whose: Whose,
+    ) -> Result<()> {
+        let is_wanted = |places: &BTreeMap<PointKey, PointPlace>, key: &PointKey| {
+            let known = places.get(key).map(|place| &place.state);
+            known.is_none_or(|state| matches!(state, PlaceState::Damaged(_)))
+        };
+        let members = bundle.points.iter();
+        let members: Vec<_> = members
+            .filter(|member| whose.includes(member.key) && is_wanted(&self.places, &member.key))
+            .collect();
+        let states = read_each(&members, |member| {
+            Ok(judge(vault, object, member.key, &member.point))
+        })?;
+        for (member, state) in members.into_iter().zip(states) {
+            if is_wanted(&self.places, &member.key) {
+                let object = object.clone();
+                self.places.insert(member.key, PointPlace { object, state });
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Lists places. Marks that belong to it are read before: then none of a point that is listed can be gone.
@@ -151,21 +179,7 @@ pub(crate) fn list_places(
                 continue;
             }
         };
-        for member in bundle
-            .points
-            .iter()
-            .filter(|member| whose.includes(member.key))
-        {
-            let known = listing.places.get(&member.key).map(|place| &place.state);
-            if known.is_none_or(|state| matches!(state, PlaceState::Damaged(_))) {
-                let state = judge(vault, &object, member.key, &member.point);
-                let place = PointPlace {
-                    object: object.clone(),
-                    state,
-                };
-                listing.places.insert(member.key, place);
-            }
-        }
+        listing.add_bundled(vault, &object, &bundle, whose)?;
     }
     Ok(listing)
 }
