@@ -12,6 +12,7 @@
 
 pub mod cache;
 mod error;
+pub mod ext;
 pub mod field;
 pub mod filesystem;
 pub mod ntfs;

@@ -1,3 +1,6 @@
 //! Tests of what is inside disks.
 
 mod names;
+mod conformance;
+mod images;
+mod ext;
