@@ -16,6 +16,7 @@ pub mod ext;
 pub mod field;
 pub mod filesystem;
 pub mod ntfs;
+pub mod registry;
 
 pub use error::{Error, ErrorKind, Result};
 pub use filesystem::{FileId, FileName, FileSystem};
