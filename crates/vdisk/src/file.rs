@@ -128,7 +128,7 @@ impl HostFile {
             size_bytes: AtomicU64::new(size_bytes),
             knows_holes: AtomicBool::new(kind == FileKind::Regular),
             can_punch: AtomicBool::new(true),
-            can_skip_cache: AtomicBool::new(true),
+            can_skip_cache: AtomicBool::new(platform::can_skip_cache()),
             is_read_once: AtomicBool::new(false),
         })
     }

@@ -1,7 +1,7 @@
 //! Large reads and writes that do not fill the host's memory with what nobody will read soon.
 //!
 //! ```text
-//!   Linux 6.14 and later, file systems that can:  preadv2, pwritev2 with RWF_DONTCACHE: written back at once, then dropped
+//!   Linux 6.16 and later, file systems that can:  preadv2, pwritev2 with RWF_DONTCACHE: written back at once, then dropped
 //!   elsewhere, small lengths:                     pread, pwrite
 //! ```
 //!
@@ -20,6 +20,19 @@ const MIN_READ_BYTES: usize = 512 << 10;
 /// `RWF_DONTCACHE` of `linux/fs.h`.
 #[cfg(target_os = "linux")]
 const DONT_CACHE: rustix::io::ReadWriteFlags = rustix::io::ReadWriteFlags::from_bits_retain(0x80);
+/// Whether the flag may be used: Linux 6.14 had it with a use after free, 6.15 was released with it switched off.
+#[cfg(target_os = "linux")]
+fn is_sound_here() -> bool {
+    static SOUND: std::sync::LazyLock<bool> = std::sync::LazyLock::new(|| {
+        let system = rustix::system::uname();
+        let release = system.release().to_string_lossy();
+        let mut parts = release.split(|c: char| !c.is_ascii_digit());
+        let mut number = || parts.next().and_then(|part| part.parse::<u32>().ok());
+        (number(), number()) >= (Some(6), Some(16))
+    });
+    *SOUND
+}
+
 /// Bytes of one call: enough to keep the disk busy, few enough that writing back begins early.
 const STEP_BYTES: usize = 1 << 20;
 
@@ -55,6 +68,9 @@ pub(super) fn read_exact_at(file: &File, offset: u64, buffer: &mut [u8]) -> io::
 #[cfg(target_os = "linux")]
 fn read_dropping(file: &File, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
     use rustix::io::Errno;
+    if !is_sound_here() {
+        return Ok(0);
+    }
     match rustix::io::preadv2(file, &mut [io::IoSliceMut::new(buffer)], offset, DONT_CACHE) {
         Ok(read) => Ok(read),
         Err(Errno::INTR | Errno::OPNOTSUPP | Errno::INVAL | Errno::NOSYS) => Ok(0),
@@ -71,6 +87,9 @@ fn read_dropping(_: &File, _: u64, _: &mut [u8]) -> io::Result<usize> {
 #[cfg(target_os = "linux")]
 fn write_dropping(file: &File, body: &[u8]) -> io::Result<usize> {
     use rustix::io::Errno;
+    if !is_sound_here() {
+        return Ok(0);
+    }
     let mut done = 0;
     while let Some(rest) = body.get(done..).filter(|rest| !rest.is_empty()) {
         let step = io::IoSlice::new(rest.get(..STEP_BYTES).unwrap_or(rest));

@@ -41,7 +41,25 @@ pub fn write_all_at(file: &File, offset: u64, buffer: &[u8]) -> io::Result<()> {
 #[cfg(target_os = "linux")]
 const DONT_CACHE: rustix::io::ReadWriteFlags = rustix::io::ReadWriteFlags::from_bits_retain(0x80);
 
-/// Whether kernel (before Linux 6.14) or file system do not know the flag, or the call.
+/// Whether the flag may be used: Linux 6.14 had it with a use after free, 6.15 was released with it switched off.
+#[cfg(target_os = "linux")]
+pub fn can_skip_cache() -> bool {
+    static SOUND: std::sync::LazyLock<bool> = std::sync::LazyLock::new(|| {
+        let system = rustix::system::uname();
+        let release = system.release().to_string_lossy();
+        let mut parts = release.split(|c: char| !c.is_ascii_digit());
+        let mut number = || parts.next().and_then(|part| part.parse::<u32>().ok());
+        (number(), number()) >= (Some(6), Some(16))
+    });
+    *SOUND
+}
+
+#[cfg(not(target_os = "linux"))]
+pub fn can_skip_cache() -> bool {
+    false
+}
+
+/// Whether kernel or file system do not know the flag, or the call.
 #[cfg(target_os = "linux")]
 fn is_refused(error: Errno) -> bool {
     matches!(error, Errno::OPNOTSUPP | Errno::INVAL | Errno::NOSYS)

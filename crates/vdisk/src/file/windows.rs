@@ -45,6 +45,10 @@ pub fn write_all_at(file: &File, offset: u64, buffer: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
+pub fn can_skip_cache() -> bool {
+    false
+}
+
 /// Windows decides that when a file is opened, not at a read.
 pub fn read_exact_uncached_at(_: &File, _: u64, _: &mut [u8]) -> io::Result<bool> {
     Ok(false)
