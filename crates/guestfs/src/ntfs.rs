@@ -135,7 +135,10 @@ impl NtfsFileSystem {
 
     fn directory(&self, id: FileId) -> Result<Arc<File>> {
         let file = self.file(id)?;
-        if !file.is_directory {
+        // What stands for another place has no names of its own.
+        let is_directory =
+            file.is_directory && matches!(inspect::nature(&self.table, &file)?, Nature::Plain);
+        if !is_directory {
             return Err(Error::new(
                 ErrorKind::Invalid,
                 format!("file record {} is no directory", file.number),

@@ -12,7 +12,7 @@ use crate::filesystem::{
 use crate::{Error, FileName, Result, field};
 
 const SYSTEM_ATTRIBUTE: u32 = 0x0000_0004;
-const HIDDEN_OR_ARCHIVE: u32 = 0x0000_0022;
+const READ_ONLY_OR_HIDDEN: u32 = 0x0000_0003;
 const DIRECTORY_ATTRIBUTE: u32 = 0x0000_0010;
 const SPARSE_OR_REPARSE: u32 = 0x0000_0600;
 /// What Windows shows; the rest is its own.
@@ -69,9 +69,9 @@ fn interix(table: &FileTable, file: &File, attributes: u32) -> Result<Nature> {
         return Ok(Nature::Plain);
     }
     if size <= 1 {
-        // Windows gives its own files one of these attributes at least.
+        // System files of Windows have one of these attributes as a rule, those of Interix none.
         return Ok(match size {
-            _ if attributes & HIDDEN_OR_ARCHIVE != 0 => Nature::Plain,
+            _ if attributes & READ_ONLY_OR_HIDDEN != 0 => Nature::Plain,
             0 => Nature::Special(FileKind::Fifo),
             _ => Nature::Special(FileKind::Socket),
         });

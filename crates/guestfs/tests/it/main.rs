@@ -6,3 +6,4 @@ mod conformance;
 mod images;
 mod ext;
 mod registry;
+mod ntfs;
