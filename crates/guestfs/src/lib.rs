@@ -13,6 +13,7 @@
 pub mod cache;
 mod error;
 pub mod ext;
+pub mod fat;
 pub mod field;
 pub mod filesystem;
 pub mod ntfs;

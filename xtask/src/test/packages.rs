@@ -30,6 +30,46 @@ const PACKAGES: &[Package] = &[
         name: "python3-libvhdi",
         probe: &["python3", "-c", "import pyvhdi"],
     },
+    Package {
+        name: "xz-utils",
+        probe: &["xz", "--version"],
+    },
+    Package {
+        name: "ntfs-3g",
+        probe: &["ntfs-3g", "--version"],
+    },
+    Package {
+        name: "libwim15",
+        probe: &["python3", "-c", "import ctypes; ctypes.CDLL('libwim.so.15')"],
+    },
+    Package {
+        name: "e2fsprogs",
+        probe: &["mke2fs", "-V"],
+    },
+    Package {
+        name: "dosfstools",
+        probe: &["mkfs.fat", "--help"],
+    },
+    Package {
+        name: "mtools",
+        probe: &["mtools", "--version"],
+    },
+    Package {
+        name: "exfatprogs",
+        probe: &["sh", "-c", "command -v mkfs.exfat"],
+    },
+    Package {
+        name: "exfat-fuse",
+        probe: &["mount.exfat-fuse", "-V"],
+    },
+    Package {
+        name: "zstd",
+        probe: &["zstd", "--version"],
+    },
+    Package {
+        name: "bzip2",
+        probe: &["bzip2", "--help"],
+    },
 ];
 
 /// What the reader in `tools/` imports, as its tests ask for it.

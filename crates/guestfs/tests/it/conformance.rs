@@ -289,7 +289,7 @@ fn check_directory(fs: &dyn FileSystem, path: &[u8], directory: FileId) -> Vec<D
         .iter()
         .enumerate()
         .step_by(step)
-        .chain(all.iter().enumerate().last())
+        .chain(all.iter().enumerate().next_back())
     {
         assert_eq!(
             entries(fs, directory, entry.next),

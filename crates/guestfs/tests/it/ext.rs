@@ -1,7 +1,7 @@
 //! ext2, ext3 and ext4: the corpora, images made by mke2fs and filled by Linux, damage.
 
 mod corpora;
-mod damage;
+pub mod damage;
 mod made;
 
 use std::sync::Arc;

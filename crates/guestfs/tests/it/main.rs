@@ -1,9 +1,10 @@
 //! Tests of what is inside disks.
 
-mod corpus;
 mod names;
+mod corpus;
+mod registry;
 mod conformance;
 mod images;
-mod ext;
-mod registry;
 mod ntfs;
+mod ext;
+mod fat;
