@@ -99,49 +99,27 @@ made!(
 #[test]
 fn attributes_descriptors_and_links_of_windows_are_told() {
     let folder = tempfile::tempdir().expect("a folder");
-    let script = r#"
-        python3 - <<'END'
-import os, struct
-os.chdir("mount")
-def reparse(path, tag, data):
-    os.setxattr(path, "system.ntfs_reparse_data", struct.pack("<IHH", tag, len(data), 0) + data)
-def names(substitute, shown):
-    s, p = substitute.encode("utf-16-le"), shown.encode("utf-16-le")
-    return struct.pack("<HHHH", 0, len(s), len(s) + 2, len(p)), s + b"\0\0" + p + b"\0\0"
-head, text = names("\\??\\C:\\Users\\Public", "C:\\Users\\Public")
-os.mkdir("junction")
-reparse("junction", 0xA0000003, head + text)
-open("relative", "w").close()
-head, text = names("..\\to\\file", "..\\to\\file")
-reparse("relative", 0xA000000C, head + struct.pack("<I", 1) + text)
-open("share", "w").close()
-head, text = names("\\??\\UNC\\server\\share\\x", "")
-reparse("share", 0xA000000C, head + struct.pack("<I", 0) + text)
-open("dedup", "w").write("x" * 5000)
-reparse("dedup", 0x80000013, bytes(100))
-open("cloud", "w").write("x" * 5000)
-reparse("cloud", 0x9000601A, bytes(40))
-open("away", "w").write("x" * 5000)
-reparse("away", 0x9000601A, bytes(40))
-old = int.from_bytes(os.getxattr("away", "system.ntfs_attrib_be"), "big")
-os.setxattr("away", "system.ntfs_attrib_be", (old | 0x1000).to_bytes(4, "big"))
-open("plain", "w").write("plain")
-ea = b"".join(
-    struct.pack("<IBBH", step, 0, len(name), len(value)) + name + b"\0" + value + bytes(pad)
-    for name, value, step, pad in [(b"FIRST", b"one", 20, 3), (b"$LXMOD", b"\xed\x81\0\0", 20, 1)])
-os.setxattr("plain", "system.ntfs_ea", ea)
-open("../acl", "wb").write(os.getxattr("plain", "system.ntfs_acl"))
-open("../times", "wb").write(os.getxattr("plain", "system.ntfs_times"))
-open("../attrib", "wb").write(os.getxattr("plain", "system.ntfs_attrib_be"))
-open("Pagefile.sys", "wb").write(b"p" * 100000)
-END
-    "#;
-    let Some(image) = make(folder.path(), "64M", "-L Label\\ 1", script) else {
+    std::fs::write(folder.path().join("windows.py"), include_str!("windows.py"))
+        .expect("the script");
+    let Some(image) = make(folder.path(), "64M", "-L Label\\ 1", "python3 windows.py") else {
         return;
     };
     let fs = open(FileVolume::open(&image));
     assert_eq!(fs.facts().label.as_deref(), Some("Label 1"));
-    let target = |path| fs.read_link(at(&*fs, path)).expect("a link").to_string();
+    check_links(&*fs);
+    check_plain(&*fs, folder.path());
+    let mut covered = 0;
+    fs.file_ranges(at(&*fs, "PAGEFILE.SYS"), &mut |range| {
+        covered += range.length_bytes;
+        std::ops::ControlFlow::Continue(())
+    })
+    .expect("ranges");
+    assert!((100_000..110_000).contains(&covered), "{covered}");
+    conformance::check(&*fs);
+}
+
+fn check_links(fs: &dyn FileSystem) {
+    let target = |path| fs.read_link(at(fs, path)).expect("a link").to_string();
     assert_eq!(target("junction"), r"C:\Users\Public");
     assert_eq!(target("relative"), r"..\to\file");
     assert_eq!(target("share"), r"\\server\share\x");
@@ -149,19 +127,22 @@ END
         ("dedup", 0x8000_0013, "deduplication"),
         ("away", 0x9000_601A, "cloud"),
     ] {
-        let metadata = fs.metadata(at(&*fs, path)).expect("metadata");
+        let metadata = fs.metadata(at(fs, path)).expect("metadata");
         assert_eq!(metadata.kind, FileKind::ReparsePoint(tag));
         assert_eq!(metadata.size_bytes, 5000);
         assert!(metadata.obstacle.expect("an obstacle").contains(word));
         let error = fs
-            .open(at(&*fs, path), None)
+            .open(at(fs, path), None)
             .map(|_| ())
             .expect_err("refused");
         assert_eq!(error.kind(), ErrorKind::Unsupported);
         assert!(error.to_string().contains(word), "{error}");
     }
-    assert_eq!(bytes(&*fs, at(&*fs, "cloud"), None), vec![b'x'; 5000]);
-    let plain = at(&*fs, "PLAIN");
+    assert_eq!(bytes(fs, at(fs, "cloud"), None), vec![b'x'; 5000]);
+}
+
+fn check_plain(fs: &dyn FileSystem, folder: &Path) {
+    let plain = at(fs, "PLAIN");
     let attributes = fs.extended_attributes(plain).expect("extended attributes");
     let pairs: Vec<_> = attributes
         .iter()
@@ -174,7 +155,7 @@ END
             ("$LXMOD".to_owned(), b"\xed\x81\0\0".as_slice())
         ]
     );
-    let file = |name: &str| std::fs::read(folder.path().join(name)).expect("what ntfs-3g told");
+    let file = |name: &str| std::fs::read(folder.join(name)).expect("what ntfs-3g told");
     let descriptor = fs.security(plain).expect("security").expect("a descriptor");
     assert_eq!(descriptor.0, file("acl"));
     let metadata = fs.metadata(plain).expect("metadata");
@@ -192,14 +173,6 @@ END
             (time.seconds + 11_644_473_600) * 10_000_000 + i64::from(time.nanoseconds / 100);
         assert_eq!(ticks.to_le_bytes(), wanted);
     }
-    let mut covered = 0;
-    fs.file_ranges(at(&*fs, "PAGEFILE.SYS"), &mut |range| {
-        covered += range.length_bytes;
-        std::ops::ControlFlow::Continue(())
-    })
-    .expect("ranges");
-    assert!((100_000..110_000).contains(&covered), "{covered}");
-    conformance::check(&*fs);
 }
 
 #[test]
