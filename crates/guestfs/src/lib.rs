@@ -18,6 +18,7 @@ pub mod field;
 pub mod filesystem;
 pub mod ntfs;
 pub mod registry;
+pub mod vmconfig;
 
 pub use error::{Error, ErrorKind, Result};
 pub use filesystem::{FileId, FileName, FileSystem};

@@ -8,3 +8,4 @@ mod images;
 mod ntfs;
 mod ext;
 mod fat;
+mod vmconfig;
