@@ -60,6 +60,8 @@ use crate::{Error, ErrorKind, FileId, FileName, FileSystem, Result};
 const ROOT: u32 = 2;
 /// What the cache may hold.
 const CACHE_BYTES: usize = 8 << 20;
+/// Groups up to which free blocks are counted when a file system is opened: 128 TiB with blocks of 4 KiB.
+const MAX_COUNTED_GROUPS: u32 = 1 << 20;
 /// A link's target is shorter than a page.
 const MAX_LINK_BYTES: u64 = 4096;
 
@@ -100,9 +102,11 @@ pub fn open(volume: Arc<dyn ReadAt>) -> Result<ExtFileSystem> {
         return Err(Error::corrupt("its root is no directory"));
     }
     let superblock = &ext.superblock;
-    // The superblock's own count is brought up to date at unmount only.
+    // The superblock's own count is brought up to date at unmount only. Counting is for sane numbers of groups.
     let free_blocks = match cleanliness {
-        Cleanliness::Replayed => ext.free_blocks()?,
+        Cleanliness::Replayed if superblock.group_count <= MAX_COUNTED_GROUPS => {
+            ext.free_blocks()?
+        }
         _ => superblock.free_block_count,
     };
     let label = superblock::until_nul(&superblock.label);
