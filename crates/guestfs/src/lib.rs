@@ -19,6 +19,7 @@ pub mod filesystem;
 pub mod ntfs;
 pub mod registry;
 pub mod vmconfig;
+pub mod xfs;
 
 pub use error::{Error, ErrorKind, Result};
 pub use filesystem::{FileId, FileName, FileSystem};

@@ -15,6 +15,10 @@ struct Package {
 
 const PACKAGES: &[Package] = &[
     Package {
+        name: "xfsprogs",
+        probe: &["/usr/sbin/mkfs.xfs", "-V"],
+    },
+    Package {
         name: "qemu-utils",
         probe: &["qemu-img", "--version"],
     },

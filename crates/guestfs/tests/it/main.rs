@@ -9,3 +9,4 @@ mod ntfs;
 mod ext;
 mod fat;
 mod vmconfig;
+mod xfs;

@@ -232,10 +232,10 @@ pub fn fix_checksums(bytes: &mut [u8]) {
         put_crc(&mut bytes[at..at + 18], 1);
         if bytes[at] == 2 {
             let offset = u64::from_le_bytes(bytes[at + 5..at + 13].try_into().expect("8"));
-            if let Ok(offset) = usize::try_from(offset) {
-                if offset.saturating_add(PAGE) <= bytes.len() {
-                    fix_keys(&mut bytes[offset..offset + PAGE]);
-                }
+            if let Ok(offset) = usize::try_from(offset)
+                && offset.saturating_add(PAGE) <= bytes.len()
+            {
+                fix_keys(&mut bytes[offset..offset + PAGE]);
             }
         }
         at += 18;
