@@ -11,14 +11,18 @@
 //! It opens no files of the host and knows nothing of repositories: a disk is a [`block::ReadAt`].
 
 pub mod cache;
+pub mod disk;
 mod error;
 pub mod ext;
 pub mod fat;
 pub mod field;
 pub mod filesystem;
+pub mod partition;
+pub mod probe;
 pub mod ntfs;
 pub mod registry;
 pub mod vmconfig;
+pub mod volume;
 pub mod xfs;
 
 pub use error::{Error, ErrorKind, Result};

@@ -1,0 +1,355 @@
+//! Several disks of one machine, looked at together: tables, partitions, volumes, and what lies in each.
+//!
+//! ```text
+//!   disks ─► tables ─► partitions ─┬─► MD sets (twice: sets of sets) ─► tables in sets
+//!                      bare disks ─┘         └──────► LVM groups
+//!            dynamic disks ─────────────────────────► LDM groups
+//!   every volume: a name, its place, a reader, what it holds
+//! ```
+//!
+//! Nothing is left out for being a member of something else: a physical volume of LVM is listed as what it is, and so
+//! are the volumes that it carries.
+
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::indexing_slicing,
+        clippy::arithmetic_side_effects,
+        clippy::as_conversions,
+        clippy::unwrap_used,
+        clippy::expect_used
+    )
+)]
+
+use std::sync::Arc;
+
+use crate::Result;
+use crate::partition::{self, PartitionRole, PartitionTable, PartitionType};
+use crate::probe::{self, Content};
+use crate::volume::pieces::{Source, Window};
+use crate::volume::{Candidate, LogicalVolume, Obstacle, VolumeManager, ldm, lvm, md};
+
+/// One disk.
+#[derive(Debug, Clone)]
+pub struct DiskFacts {
+    /// Its number among those given, from zero.
+    pub number: usize,
+    /// Bytes.
+    pub size_bytes: u64,
+    /// What it says about its parts.
+    pub table: PartitionTable,
+    /// Name of the dynamic disk group that it belongs to.
+    pub ldm_group: Option<String>,
+}
+
+/// Where a volume lies.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum VolumePlace {
+    /// A disk without a table.
+    Disk {
+        /// Number of the disk, from zero.
+        disk: usize,
+    },
+    /// A partition.
+    Partition {
+        /// Number of the disk, from zero.
+        disk: usize,
+        /// Number of the partition in its table.
+        partition: u32,
+        /// First byte on the disk.
+        offset: u64,
+        /// What the table says it is for.
+        kind: PartitionType,
+    },
+    /// Put together by a volume manager.
+    Logical {
+        /// Who.
+        manager: VolumeManager,
+        /// Disk group or volume group; empty for MD.
+        group: String,
+        /// Name there.
+        name: String,
+        /// How it is made.
+        layout: String,
+    },
+    /// A partition of a set.
+    InnerPartition {
+        /// Name of the set.
+        set: String,
+        /// Number of the partition in the table of the set.
+        partition: u32,
+    },
+}
+
+/// A volume, and what lies in it.
+#[derive(Clone)]
+pub struct Volume {
+    /// Its name for people and for commands: `disk0.p2`, `vg/root`, `Stripe1`.
+    pub name: String,
+    /// Where it lies.
+    pub place: VolumePlace,
+    /// Its id as its table or manager writes it.
+    pub id: Option<String>,
+    /// What lies in it.
+    pub content: Content,
+    /// Members that are missing, by name.
+    pub missing: Vec<String>,
+    /// What else is not as it should be.
+    pub findings: Vec<String>,
+    /// Its bytes, or why it cannot be read.
+    pub reader: std::result::Result<Source, Obstacle>,
+}
+
+impl Volume {
+    /// Bytes, where it can be read.
+    pub fn size_bytes(&self) -> Option<u64> {
+        self.reader.as_ref().ok().map(|reader| reader.size_bytes())
+    }
+}
+
+impl std::fmt::Debug for Volume {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Volume")
+            .field("name", &self.name)
+            .field("place", &self.place)
+            .field("id", &self.id)
+            .field("size_bytes", &self.size_bytes())
+            .field("content", &self.content)
+            .field("missing", &self.missing)
+            .field("findings", &self.findings)
+            .field("obstacle", &self.reader.as_ref().err())
+            .finish()
+    }
+}
+
+/// What was found on all disks.
+#[derive(Debug, Clone, Default)]
+pub struct DiskLayout {
+    /// One for each disk given, in that order.
+    pub disks: Vec<DiskFacts>,
+    /// Volumes: on partitions and bare disks first, then those of managers.
+    pub volumes: Vec<Volume>,
+    /// Damage that hides something, in words that name the place.
+    pub findings: Vec<String>,
+}
+
+impl DiskLayout {
+    /// A volume by its name.
+    pub fn volume(&self, name: &str) -> Option<&Volume> {
+        self.volumes.iter().find(|volume| volume.name == name)
+    }
+}
+
+/// Looks at the disks of one machine.
+///
+/// # Errors
+/// [`crate::ErrorKind::Io`] when a disk cannot be read. Damage is a finding, and what cannot be read says why.
+pub fn inspect(disks: &[Source]) -> Result<DiskLayout> {
+    let mut layout = DiskLayout::default();
+    let mut tables = Vec::new();
+    for (number, disk) in disks.iter().enumerate() {
+        let table = partition::read(&**disk)?;
+        tables.push((
+            Candidate {
+                name: format!("disk {number}"),
+                source: Arc::clone(disk),
+            },
+            table,
+        ));
+    }
+    let dynamic = ldm::assemble(&tables)?;
+    for (number, (candidate, table)) in tables.into_iter().enumerate() {
+        let ldm_group = dynamic
+            .members
+            .iter()
+            .find(|(member, _)| *member == number)
+            .map(|(_, group)| group.clone());
+        base_volumes(number, &candidate.source, &table, &mut layout)?;
+        layout.disks.push(DiskFacts {
+            number,
+            size_bytes: candidate.source.size_bytes(),
+            table,
+            ldm_group,
+        });
+    }
+    layout.findings.extend(dynamic.findings);
+    let mut candidates = candidates(&layout);
+    // Sets of sets: two rounds see them.
+    let mut newest = candidates.clone();
+    for _ in 0..2 {
+        let sets = md::assemble(&newest)?;
+        newest = add_sets(sets, &mut layout)?;
+        candidates.extend(newest.iter().cloned());
+        if newest.is_empty() {
+            break;
+        }
+    }
+    let groups = lvm::assemble(&candidates)?;
+    layout.findings.extend(groups.findings);
+    for volume in groups.volumes {
+        add_logical(volume, &mut layout)?;
+    }
+    for volume in dynamic.volumes {
+        add_logical(volume, &mut layout)?;
+    }
+    Ok(layout)
+}
+
+/// Everything so far that may be a member of something.
+fn candidates(layout: &DiskLayout) -> Vec<Candidate> {
+    layout
+        .volumes
+        .iter()
+        .filter_map(|volume| {
+            let source = volume.reader.as_ref().ok()?;
+            Some(Candidate {
+                name: volume.name.clone(),
+                source: Arc::clone(source),
+            })
+        })
+        .collect()
+}
+
+fn base_volumes(
+    number: usize,
+    disk: &Source,
+    table: &PartitionTable,
+    layout: &mut DiskLayout,
+) -> Result<()> {
+    if table.partitions.is_empty() && table.kind == partition::TableKind::None {
+        layout.volumes.push(Volume {
+            name: format!("disk{number}"),
+            place: VolumePlace::Disk { disk: number },
+            id: None,
+            content: probe::probe(&**disk)?,
+            missing: Vec::new(),
+            findings: Vec::new(),
+            reader: Ok(Arc::clone(disk)),
+        });
+        return Ok(());
+    }
+    for one in &table.partitions {
+        if one.role != PartitionRole::Data {
+            continue;
+        }
+        let window: Source = Arc::new(Window::new(Arc::clone(disk), one.offset, one.size_bytes));
+        let mut findings = Vec::new();
+        if window.size_bytes() < one.size_bytes {
+            findings.push(format!(
+                "{} of its {} bytes lie behind the end of the disk",
+                one.size_bytes.saturating_sub(window.size_bytes()),
+                one.size_bytes
+            ));
+        }
+        layout.volumes.push(Volume {
+            name: format!("disk{number}.p{}", one.number),
+            place: VolumePlace::Partition {
+                disk: number,
+                partition: one.number,
+                offset: one.offset,
+                kind: one.kind,
+            },
+            id: one.id.map(|id| id.to_string()),
+            content: content(one.kind, &*window)?,
+            missing: Vec::new(),
+            findings,
+            reader: Ok(window),
+        });
+    }
+    Ok(())
+}
+
+/// What lies in a partition. Some kinds are told by the table and have no signature of their own.
+fn content(kind: PartitionType, volume: &dyn block::ReadAt) -> Result<Content> {
+    let probed = probe::probe(volume)?;
+    Ok(match probe::Content::of_partition(kind) {
+        Some(told) if probed.kind == probe::ContentKind::Unknown => told,
+        Some(told) if told.kind.is_member() => told,
+        _ => probed,
+    })
+}
+
+/// Lists sets, and the partitions in them; what of that may again be a member.
+fn add_sets(sets: Vec<LogicalVolume>, layout: &mut DiskLayout) -> Result<Vec<Candidate>> {
+    let mut members = Vec::new();
+    for set in sets {
+        let name = set.name.clone();
+        let reader = set.reader.clone();
+        add_logical(set, layout)?;
+        let Ok(source) = reader else { continue };
+        // A set of which too much is missing is listed, but nothing can stand on it.
+        let Ok(table) = partition::read(&*source) else {
+            continue;
+        };
+        if table.data_partitions().next().is_none() {
+            members.push(Candidate {
+                name: name.clone(),
+                source: Arc::clone(&source),
+            });
+        }
+        for one in table.data_partitions() {
+            let window: Source =
+                Arc::new(Window::new(Arc::clone(&source), one.offset, one.size_bytes));
+            let inner = format!("{name}.p{}", one.number);
+            members.push(Candidate {
+                name: inner.clone(),
+                source: Arc::clone(&window),
+            });
+            layout.volumes.push(Volume {
+                name: inner,
+                place: VolumePlace::InnerPartition {
+                    set: name.clone(),
+                    partition: one.number,
+                },
+                id: one.id.map(|id| id.to_string()),
+                content: tolerant(content(one.kind, &*window))?,
+                missing: Vec::new(),
+                findings: Vec::new(),
+                reader: Ok(window),
+            });
+        }
+    }
+    Ok(members)
+}
+
+/// Nothing is known of a volume whose first bytes are on a member that is missing.
+fn tolerant(outcome: Result<Content>) -> Result<Content> {
+    match outcome {
+        Err(error) if error.kind() != crate::ErrorKind::Io => Ok(Content::unknown()),
+        outcome => outcome,
+    }
+}
+
+fn add_logical(volume: LogicalVolume, layout: &mut DiskLayout) -> Result<()> {
+    let content = match &volume.reader {
+        Ok(source) => tolerant(probe::probe(&**source))?,
+        Err(_) => Content::unknown(),
+    };
+    let base = if volume.group.is_empty() || volume.manager == VolumeManager::Ldm {
+        volume.name.clone()
+    } else {
+        format!("{}/{}", volume.group, volume.name)
+    };
+    // Two groups may have volumes of one name.
+    let mut name = base.clone();
+    let mut count = 1_u32;
+    while layout.volumes.iter().any(|known| known.name == name) {
+        count = count.saturating_add(1);
+        name = format!("{base}#{count}");
+    }
+    layout.volumes.push(Volume {
+        name,
+        place: VolumePlace::Logical {
+            manager: volume.manager,
+            group: volume.group,
+            name: volume.name,
+            layout: volume.layout,
+        },
+        id: volume.id,
+        content,
+        missing: volume.missing,
+        findings: volume.findings,
+        reader: volume.reader,
+    });
+    Ok(())
+}
