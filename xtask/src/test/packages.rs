@@ -51,6 +51,10 @@ const PACKAGES: &[Package] = &[
         probe: &["mke2fs", "-V"],
     },
     Package {
+        name: "fdisk",
+        probe: &["/sbin/sfdisk", "--version"],
+    },
+    Package {
         name: "dosfstools",
         probe: &["mkfs.fat", "--help"],
     },

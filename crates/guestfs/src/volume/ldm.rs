@@ -251,7 +251,17 @@ fn read_component(
         }
         return Ok(Arc::new(Concat::new(sources)?));
     }
-    // A column may consist of several partitions, one behind the other.
+    read_columns(records, component, parts, disks, missing)
+}
+
+/// Stripes and RAID-5. A column may consist of several partitions, one behind the other.
+fn read_columns(
+    records: &Records,
+    component: &Component,
+    parts: Vec<&Part>,
+    disks: &[Disk],
+    missing: &mut Vec<String>,
+) -> Result<Source> {
     let mut columns: BTreeMap<u64, Vec<&Part>> = BTreeMap::new();
     for part in parts {
         columns.entry(part.column).or_default().push(part);

@@ -18,7 +18,7 @@
     )
 )]
 
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use block::ReadAt;
 
@@ -29,13 +29,16 @@ use crate::{Error, ErrorKind, Result, field};
 const MAX_EXCEPTIONS: usize = 8_000_000;
 const MAX_CHUNK_BYTES: u64 = 16 * 1024 * 1024;
 
+/// Old chunk and its place in the store, by old chunk.
+type Exceptions = Arc<Vec<(u64, u64)>>;
+
 /// An origin, looked at as it was.
 pub(super) struct Snapshot {
     origin: Source,
     store: Source,
     chunk_bytes: u64,
-    /// Old chunk and its place in the store, by old chunk; read when first wanted.
-    exceptions: Mutex<Option<std::sync::Arc<Vec<(u64, u64)>>>>,
+    /// Read when first wanted.
+    exceptions: Mutex<Option<Exceptions>>,
 }
 
 impl Snapshot {
@@ -59,16 +62,16 @@ impl Snapshot {
         })
     }
 
-    fn exceptions(&self) -> Result<std::sync::Arc<Vec<(u64, u64)>>> {
+    fn exceptions(&self) -> Result<Exceptions> {
         let mut known = self
             .exceptions
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner);
         if let Some(list) = &*known {
-            return Ok(std::sync::Arc::clone(list));
+            return Ok(Arc::clone(list));
         }
-        let list = std::sync::Arc::new(self.read_exceptions()?);
-        *known = Some(std::sync::Arc::clone(&list));
+        let list = Arc::new(self.read_exceptions()?);
+        *known = Some(Arc::clone(&list));
         Ok(list)
     }
 

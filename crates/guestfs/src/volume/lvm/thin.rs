@@ -109,7 +109,7 @@ impl ThinPool {
             )));
         }
         let chunk_bytes = u64::from(field::u32_le(&head, 336)?).saturating_mul(512);
-        if chunk_bytes < 64 * 1024 || chunk_bytes > 1024 * 1024 * 1024 {
+        if !(64 * 1024..=1024 * 1024 * 1024).contains(&chunk_bytes) {
             return Err(Error::corrupt(format!(
                 "pool with chunks of {chunk_bytes} bytes"
             )));
