@@ -1,8 +1,15 @@
 //! What can be typed. Only shapes and help texts; each verb's file says what it does with them.
 
+mod inside;
+
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+
+pub use inside::{
+    CatImageArgs, CatVersionArgs, InspectImagesArgs, InspectVersionArgs, LsArgs, LsImageArgs,
+    LsVersionArgs,
+};
 
 /// Open protection of virtual machines.
 #[derive(Debug, Parser)]
@@ -424,6 +431,12 @@ pub enum DiskVerb {
         #[arg(long)]
         undo: bool,
     },
+    /// What lies inside a version: volumes, file systems, operating systems
+    Inspect(InspectVersionArgs),
+    /// Files of a version, without mounting anything
+    Ls(LsVersionArgs),
+    /// Print a file of a version
+    Cat(CatVersionArgs),
 }
 
 #[derive(Debug, Args)]
@@ -594,6 +607,12 @@ pub enum ImageVerb {
         #[arg(long)]
         dry_run: bool,
     },
+    /// What lies inside disks: volumes, file systems, operating systems
+    Inspect(InspectImagesArgs),
+    /// Files in an image, without mounting anything
+    Ls(LsImageArgs),
+    /// Print a file in an image
+    Cat(CatImageArgs),
 }
 
 #[derive(Debug, Subcommand)]

@@ -1,10 +1,13 @@
 //! `hikae disk …`: versions of disks.
 
 mod backup;
+mod cat;
 mod check;
 mod diff;
 mod forget;
+mod inspect;
 mod list;
+mod ls;
 mod restore;
 
 use crate::args::DiskVerb;
@@ -31,5 +34,8 @@ pub fn run(verb: &DiskVerb, output: &Output) -> anyhow::Result<Exit> {
             selector,
             undo,
         } => forget::run(repo, selector, forget::Wish::of(*undo), output),
+        DiskVerb::Inspect(it) => inspect::run(&it.repo, &it.selector, output),
+        DiskVerb::Ls(it) => ls::run(&it.repo, &it.selector, &it.what, output),
+        DiskVerb::Cat(it) => cat::run(&it.repo, &it.selector, &it.path, output),
     }
 }

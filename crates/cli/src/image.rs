@@ -1,10 +1,13 @@
 //! `hikae image …`: virtual disk images as a tool of their own.
 
+mod cat;
 mod check;
 mod compare;
 pub mod convert;
 mod create;
 mod info;
+mod inspect;
+mod ls;
 mod map;
 mod merge;
 mod resize;
@@ -62,6 +65,9 @@ pub fn run(verb: &ImageVerb, output: &Output) -> anyhow::Result<Exit> {
             open,
             dry_run,
         } => resize::run(image, *size, open, resize::Wish::of(*dry_run), output),
+        ImageVerb::Inspect(it) => inspect::run(&it.images, &it.open, output),
+        ImageVerb::Ls(it) => ls::run(&it.image, &it.what, &it.open, output),
+        ImageVerb::Cat(it) => cat::run(&it.image, &it.path, &it.open),
     }
 }
 
@@ -153,4 +159,17 @@ pub fn subformat_name(subformat: Subformat) -> &'static str {
         Subformat::Differencing => "differencing",
         Subformat::StreamOptimized => "stream-optimized",
     }
+}
+
+/// Opens images, the disks of one machine, and looks what lies inside.
+pub fn open_inside(
+    paths: &[std::path::PathBuf],
+    arguments: &ImageOpenArgs,
+) -> anyhow::Result<engine::inside::InsideDisks> {
+    let mut disks: Vec<std::sync::Arc<dyn block::ReadAt>> = Vec::new();
+    for path in paths {
+        let image = open_image(path, arguments)?;
+        disks.push(std::sync::Arc::new(image));
+    }
+    Ok(engine::inside::InsideDisks::open(&disks)?)
 }

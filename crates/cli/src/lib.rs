@@ -15,6 +15,7 @@ mod diagnosis;
 mod disk;
 pub mod exit;
 mod image;
+mod inside;
 mod keys;
 mod output;
 mod parse;

@@ -22,6 +22,11 @@ impl Output {
         Self { mode }
     }
 
+    /// Whether a program reads.
+    pub fn is_json(&self) -> bool {
+        self.mode == OutputMode::Json
+    }
+
     /// Whether a progress bar may be drawn.
     pub fn shows_progress(&self) -> bool {
         self.mode == OutputMode::Text && io::stderr().is_terminal()

@@ -133,6 +133,21 @@ impl From<block::Error> for Error {
     }
 }
 
+impl From<guestfs::Error> for Error {
+    fn from(source: guestfs::Error) -> Self {
+        use guestfs::ErrorKind as Below;
+        let kind = match source.kind() {
+            Below::Corrupt | Below::Limit => ErrorKind::Corrupt,
+            Below::Unsupported | Below::Locked => ErrorKind::Unsupported,
+            Below::NotFound => ErrorKind::NotFound,
+            Below::Invalid => ErrorKind::Invalid,
+            Below::Cancelled => ErrorKind::Cancelled,
+            _ => ErrorKind::Io,
+        };
+        Self::new(kind, "inside the disk").caused_by(source)
+    }
+}
+
 impl From<store::Error> for Error {
     fn from(source: store::Error) -> Self {
         Self::from(repo::Error::from(source))

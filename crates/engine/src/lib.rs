@@ -11,6 +11,7 @@
 //! - [`job`]: what jobs have in common; the jobs themselves are its submodules.
 //! - [`Progress`], [`Cancellation`]: how a caller watches a job and stops it.
 //! - [`Problem`]: an error as an operator needs it: code, cause, evidence, next command.
+//! - [`inside`]: volumes, file systems and files of disks and versions, read without mounting.
 //! - [`quickstart`]: the whole round on a sample disk.
 //!
 //! **Invariants.** A job either ends with its report, or fails having undone what it can and kept what can be resumed.
@@ -18,6 +19,7 @@
 
 mod compare;
 mod error;
+pub mod inside;
 pub mod job;
 mod pipeline;
 mod problem;

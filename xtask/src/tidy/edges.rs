@@ -14,9 +14,13 @@ const EDGES: &[(&str, &[&str])] = &[
     ("block", &[]),
     ("store", &[]),
     ("vdisk", &["block"]),
+    ("guestfs", &["block"]),
     ("repo", &["block", "store"]),
-    ("engine", &["block", "vdisk", "store", "repo"]),
-    ("cli", &["block", "vdisk", "store", "repo", "engine"]),
+    ("engine", &["block", "vdisk", "guestfs", "store", "repo"]),
+    (
+        "cli",
+        &["block", "vdisk", "guestfs", "store", "repo", "engine"],
+    ),
     ("hikae", &["cli"]),
     ("xtask", &[]),
 ];

@@ -10,6 +10,7 @@
 //! | [`reader`] | `tools/read_repository.py` reads the same bytes without Hikae |
 //! | [`bucket`] | the same repository over S3 |
 //! | [`stop`] | what is told to stop by Ctrl-C or SIGTERM leaves no lease and is simply run again |
+//! | [`inside`] | files of an image and of every version come out as they were put in |
 //! | [`read_only`] | a repository that cannot be written can be read |
 //! | [`words`] | what is typed outweighs the environment; nonsense ends as a problem |
 //!
@@ -19,6 +20,7 @@ mod bucket;
 mod crash;
 mod disk;
 mod fence;
+mod inside;
 mod kill;
 mod read_only;
 mod reader;

@@ -1,0 +1,18 @@
+//! `hikae disk ls`: files of a version.
+
+use crate::args::{LsArgs, RepoArgs};
+use crate::exit::Exit;
+use crate::inside;
+use crate::output::Output;
+
+/// Runs the verb.
+pub fn run(
+    repo: &RepoArgs,
+    selector: &str,
+    what: &LsArgs,
+    output: &Output,
+) -> anyhow::Result<Exit> {
+    inside::with_version(repo, selector, output, |version, context| {
+        inside::ls::run(version.inside(), what, context.cancel, output)
+    })
+}

@@ -1,0 +1,15 @@
+//! `hikae image cat`: one file in an image.
+
+use std::path::PathBuf;
+
+use super::open_inside;
+use crate::args::ImageOpenArgs;
+use crate::exit::Exit;
+use crate::inside;
+use crate::progress::cancellation;
+
+/// Runs the verb.
+pub fn run(image: &PathBuf, path: &str, open: &ImageOpenArgs) -> anyhow::Result<Exit> {
+    let inside = open_inside(std::slice::from_ref(image), open)?;
+    inside::cat::run(&inside, path, &cancellation())
+}

@@ -1,0 +1,21 @@
+//! `hikae image ls`: files in an image.
+
+use std::path::PathBuf;
+
+use super::open_inside;
+use crate::args::{ImageOpenArgs, LsArgs};
+use crate::exit::Exit;
+use crate::inside;
+use crate::output::Output;
+use crate::progress::cancellation;
+
+/// Runs the verb.
+pub fn run(
+    image: &PathBuf,
+    what: &LsArgs,
+    open: &ImageOpenArgs,
+    output: &Output,
+) -> anyhow::Result<Exit> {
+    let inside = open_inside(std::slice::from_ref(image), open)?;
+    inside::ls::run(&inside, what, &cancellation(), output)
+}

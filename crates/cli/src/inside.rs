@@ -1,0 +1,37 @@
+//! What the verbs that look inside disks have in common, whether the disk is an image or a version: how it is shown.
+
+pub mod cat;
+pub mod inspect;
+pub mod ls;
+mod when;
+
+use engine::inside::VersionInside;
+use engine::job::{JobContext, NoJournal};
+
+use crate::args::RepoArgs;
+use crate::exit::Exit;
+use crate::keys;
+use crate::output::Output;
+use crate::progress::{Bars, cancellation};
+
+/// Opens a version, does something with it, and gives its lease back.
+pub fn with_version(
+    repo: &RepoArgs,
+    selector: &str,
+    output: &Output,
+    act: impl FnOnce(&VersionInside, JobContext<'_>) -> anyhow::Result<Exit>,
+) -> anyhow::Result<Exit> {
+    let repository = keys::open(repo)?;
+    let bars = Bars::new(output);
+    let cancel = cancellation();
+    let context = JobContext {
+        progress: &bars,
+        cancel: &cancel,
+        journal: &NoJournal,
+    };
+    let version = VersionInside::open(&repository, &selector.parse()?, context)?;
+    let outcome = act(&version, context);
+    engine::Progress::end(&bars);
+    version.finish(context);
+    outcome
+}
