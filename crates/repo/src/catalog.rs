@@ -17,6 +17,7 @@ use crate::access::ObjectAccess;
 use crate::bundles::{list_bundles, read_bundle};
 use crate::format::ObjectKind;
 use crate::gc::mark::absent_or_damaged;
+use crate::gc::numbers::NUMBER_GAP_MAX;
 use crate::gc::records::{self, union_of_numbers};
 use crate::gc::{NumberSet, Numbers, retired_points};
 use crate::marks::{PointMarks, PointVisibility, read_all_marks, read_marks_of};
@@ -184,7 +185,8 @@ pub(crate) fn list_places(
     Ok(listing)
 }
 
-fn read_place(
+/// What lies at a single point's place now; `None` when nothing does.
+pub(crate) fn read_place(
     vault: &Vault,
     memory: &PointMemory,
     key: PointKey,
@@ -362,10 +364,6 @@ pub(crate) fn find_point(
         }
     })
 }
-
-/// A damaged object so far above everything readable says nothing about which number comes next: only a stray or a forged
-/// name lies there, and numbers must not run out because of it.
-const NUMBER_GAP_MAX: u64 = 1 << 32;
 
 /// The newest visible point of a name, and the number that the next one gets.
 ///

@@ -28,11 +28,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use block::ReadAt;
-use store::list_all;
+use store::{ObjectName, list_all};
 
 use crate::access::ObjectAccess;
 use crate::bundles::{BundleHalves, delete_bundle, list_bundles, put_bundle, read_both};
-use crate::catalog::PointMemory;
+use crate::catalog::{PlaceState, PointMemory, read_place};
 use crate::compress;
 use crate::config;
 use crate::copy::PointOrigin;
@@ -402,6 +402,14 @@ impl Repair<'_> {
             .filter_map(|(_, key, _)| *key)
             .collect();
         let retired = crate::gc::retired_points(vault.as_ref())?;
+        // A backup that runs may commit at its reserved place at any moment.
+        let mut reserved = BTreeSet::new();
+        for view in crate::lease::list_leases(vault.as_ref())? {
+            reserved.extend(view.body.ok().and_then(|body| body.reserved));
+        }
+        if self.mode == RepairMode::Execute && !self.sources.is_empty() {
+            self.tell_of_broken(&census, &broken)?;
+        }
         for source in self.sources {
             let RepairSource::Repository(source) = source else {
                 continue;
@@ -421,17 +429,43 @@ impl Repair<'_> {
                 let here = taken.contains(&key) && !broken.contains(&key);
                 let name = names::point(key)?;
                 let good = crate::catalog::open_point(&vault, &name, key, &origin.signed);
-                if here || retired.contains(key) || good.is_err() {
+                if here || retired.contains(key) || reserved.contains(&key) || good.is_err() {
                     continue;
                 }
-                self.report.points_restored.push(key);
                 if self.mode == RepairMode::Execute {
-                    vault.store().delete(&name)?;
-                    vault.put_json(ObjectKind::Point, &name, &origin.signed)?;
+                    // Only what is still damaged goes; what came meanwhile stays.
+                    if broken.contains(&key) && self.is_still_damaged(key, &name)? {
+                        vault.store().delete(&name)?;
+                    }
+                    match vault.put_json(ObjectKind::Point, &name, &origin.signed) {
+                        Err(error) if error.kind() == ErrorKind::AlreadyExists => continue,
+                        other => other?,
+                    }
                 }
+                self.report.points_restored.push(key);
             }
         }
         Ok(())
+    }
+
+    fn is_still_damaged(&self, key: PointKey, name: &ObjectName) -> Result<bool> {
+        let state = read_place(&self.ground.vault, &PointMemory::default(), key, name)?;
+        Ok(matches!(state, Some(PlaceState::Damaged(_))))
+    }
+
+    /// Writes down the numbers of damaged points before any of them leaves its place: a stop in between gives none again.
+    fn tell_of_broken(&self, census: &PointCensus, broken: &BTreeSet<PointKey>) -> Result<()> {
+        let (mut told, _) = census.note(&[]);
+        let unknown: Vec<PointKey> = (broken.iter().copied())
+            .filter(|key| told.is_plausible(*key) && key.sequence > told.highest(key.name_id))
+            .collect();
+        if unknown.is_empty() {
+            return Ok(());
+        }
+        for key in unknown {
+            told.see(key);
+        }
+        self.put_numbers(told)
     }
 
     /// Reads every pack and finds what of it is bad.

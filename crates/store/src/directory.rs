@@ -273,7 +273,11 @@ impl DirectoryStore {
             let next = match open_at(held.as_fd(), component) {
                 Err(failure) if failure.errno == Errno::NOENT => {
                     match rustix::fs::mkdirat(&held, component, Mode::from_raw_mode(0o750)) {
-                        Ok(()) | Err(Errno::EXIST) => {}
+                        // Made just now it is not durable, whatever it is taken for.
+                        Ok(()) => {
+                            self.durable().remove(&walked);
+                        }
+                        Err(Errno::EXIST) => {}
                         Err(errno) => return Err(errno).at("make a directory"),
                     }
                     open_at(held.as_fd(), component)?
@@ -436,7 +440,7 @@ impl Store for DirectoryStore {
         let mut listing = listing::Listing::new(after, limit.saturating_add(1));
         match listing.walk(&directory, prefix.as_str()) {
             // Emptied and removed after it was opened.
-            Err(failure) if failure.errno == Errno::NOENT => {}
+            Err(failure) if failure.errno == Errno::NOENT && *prefix != Prefix::root() => {}
             other => other.map_err(failed)?,
         }
         Ok(page_of(listing.into_entries(), limit))
@@ -451,6 +455,8 @@ impl Store for DirectoryStore {
                     Ok(()) => {}
                     // A directory is no object, so there was none.
                     Err(Errno::ISDIR) => return Ok(()),
+                    // Somebody else's deletion may not be durable yet.
+                    Err(Errno::NOENT) => {}
                     Err(errno) => return Err(errno).at("unlink"),
                 }
                 // An older deletion must never come back after a newer one lasted: a point goes before its packs.

@@ -102,6 +102,10 @@ impl NumberSet {
     }
 }
 
+/// A damaged object so far above everything readable says nothing about which number comes next: only a stray or a forged
+/// name lies there, and numbers must not run out because of it.
+pub(crate) const NUMBER_GAP_MAX: u64 = 1 << 32;
+
 /// What a verdict says of numbers.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Numbers {
@@ -139,6 +143,11 @@ impl Numbers {
             floor
         });
         *given = (*given).max(key.sequence);
+    }
+
+    /// Whether a number that an unreadable object bears can have been given: one far above all others is a stray's.
+    pub(crate) fn is_plausible(&self, key: PointKey) -> bool {
+        key.sequence <= self.highest(key.name_id).saturating_add(NUMBER_GAP_MAX)
     }
 
     /// The highest number of a name that was ever given, as far as this knows; zero when it knows of none.

@@ -18,8 +18,8 @@ use crate::format::blob::BLOCK_BYTES;
 use crate::format::pack::{self as layout, FIRST_FRAME, FrameHeader, Trailer};
 use crate::format::{
     BlobName, CHECKSUM_BYTES, Cipher, DIRECTORY_LEVEL, DirectoryEntry, FRAME_HEADER_BYTES,
-    MAX_STORED_BLOB_BYTES, PACK_HEADER_BYTES, PACK_TRAILER_BYTES, PackHeader, PackKind, TAG_BYTES,
-    context,
+    MAX_PACK_ENTRIES, MAX_STORED_BLOB_BYTES, PACK_HEADER_BYTES, PACK_TRAILER_BYTES, PackHeader,
+    PackKind, TAG_BYTES, context,
 };
 use crate::{Error, ErrorKind, KeyId, PackId, Result};
 
@@ -348,6 +348,7 @@ fn frame_at(
     let name = BlobName::from_parts(header.level, [0; 32])?;
     let plausible = header.level != DIRECTORY_LEVEL
         && header.ordinal >= next_ordinal
+        && usize::try_from(header.ordinal).is_ok_and(|ordinal| ordinal < MAX_PACK_ENTRIES)
         && usize::try_from(header.plain_len) == Ok(name.plain_len())
         && stored_len <= MAX_STORED_BLOB_BYTES
         && stored_len >= decoder.header().cipher.overhead_bytes()

@@ -69,8 +69,12 @@ impl Repair<'_> {
         }
         let all_corrupt = objects.len() == census.unreadable.len();
         let bundles = objects.iter().any(|(_, key)| key.is_none());
-        let certain = !bundles || census.numbers.tell_of_bundles();
-        let numbers = self.numbers_given_up(&census, certain)?;
+        // A floor stands for numbers that lost verdicts told: below it, nothing says that a number is explained.
+        let certain = !bundles
+            || (census.numbers.tell_of_bundles()
+                && census.numbers.floor == 0
+                && are_all_verdicts_readable(vault.as_ref())?);
+        let mut numbers = self.numbers_given_up(&census, certain)?;
         let lost = &mut self.report.lost;
         lost.unreadable = (objects.iter())
             .map(|(object, _)| object.to_string())
@@ -95,12 +99,22 @@ impl Repair<'_> {
         if self.mode == RepairMode::DryRun {
             return Ok(());
         }
-        if !numbers.gaps.is_empty() || !certain {
+        let singles: Vec<PointKey> = objects.iter().filter_map(|(_, key)| *key).collect();
+        let strays: Vec<PointKey> = (singles.iter().copied())
+            .filter(|key| !numbers.told.is_plausible(*key))
+            .collect();
+        for key in singles.iter().filter(|key| !strays.contains(key)) {
+            numbers.told.see(*key);
+            numbers.told.lost.insert(*key);
+        }
+        if !numbers.gaps.is_empty() || !certain || singles.len() > strays.len() {
             self.put_numbers(numbers.told)?;
         }
         for (object, key) in objects {
             self.put_away(&object)?;
             match key {
+                // So far above all others no writer put it: a place taken there would end the name's numbers.
+                Some(key) if strays.contains(&key) => {}
                 // It may have been a tombstone: whoever was fenced by it must still find the place taken.
                 Some(key) => self.take_place(key)?,
                 None => {
@@ -175,6 +189,13 @@ impl Repair<'_> {
     /// Numbers that something has: a point, a tombstone, a damaged point, a lease that reserved it.
     fn accounted(&self, census: &PointCensus) -> Result<BTreeMap<NameId, Vec<(u64, u64)>>> {
         let mut there = census.places();
+        let (told, _) = census.note(&[]);
+        let strays = (census.unreadable.iter()).filter_map(|(_, key, _)| *key);
+        for stray in strays.filter(|key| !told.is_plausible(*key)) {
+            if let Some(ranges) = there.get_mut(&stray.name_id) {
+                ranges.retain(|(first, _)| *first != stray.sequence);
+            }
+        }
         for view in list_leases(self.ground.vault.as_ref())? {
             if let Ok(body) = &view.body
                 && let Some(key) = body.reserved
@@ -206,6 +227,11 @@ impl Repair<'_> {
             PutOutcome::Taken => Err(Error::new(ErrorKind::Busy, "garbage is being collected")),
         }
     }
+}
+
+fn are_all_verdicts_readable(access: &dyn ObjectAccess) -> Result<bool> {
+    let records = read_records(access)?;
+    Ok(!(records.iter()).any(|record| matches!(record.verdict, Some(Err(_)))))
 }
 
 /// What is told, and the numbers that are declared lost by it.

@@ -188,18 +188,22 @@ fn check_presence(
     rings: &BTreeSet<String>,
     report: &mut VerifyReport,
 ) -> Result<()> {
+    let mut missing = Vec::new();
     for name in [names::config()?, names::config_copy()?] {
         match vault.store().size(&name) {
             Ok(_) => {}
-            Err(error) if error.kind() == store::ErrorKind::NotFound => {
-                report.find(
-                    &name,
-                    "missing; the other copy is there",
-                    FindingSeverity::Degraded,
-                );
-            }
+            Err(error) if error.kind() == store::ErrorKind::NotFound => missing.push(name),
             Err(error) => return Err(error.into()),
         }
+    }
+    let (what, severity) = if missing.len() < 2 {
+        let what = "missing; the other copy is there";
+        (what, FindingSeverity::Degraded)
+    } else {
+        ("missing, and its copy too", FindingSeverity::Damaged)
+    };
+    for name in missing {
+        report.find(&name, what, severity);
     }
     if let Some(ring) = vault.keyring() {
         for generation in 1..=ring.generation {

@@ -400,6 +400,80 @@ fn a_verdict_that_is_lost_with_a_bundle_hides_no_point_that_comes_back() {
 }
 
 #[test]
+fn repairing_twice_gives_up_no_bundle_that_repairing_once_kept() {
+    let world = bundled(10);
+    damage_bundle(&world);
+    for object in world.objects("gc/") {
+        flip(&world, &object);
+    }
+    let bundles = world.objects("bundles/");
+    for round in 0..3 {
+        let report = repair(&world, RepairMode::Execute);
+        assert!(report.lost.put_away.is_empty(), "{round}: {report:#?}");
+        assert_eq!(world.objects("bundles/"), bundles, "{round}");
+    }
+    let report = world.open().repair(&[], GIVE_UP).unwrap();
+    assert!(!report.lost.put_away.is_empty(), "{report:#?}");
+    let next = back_up(&world.open(), "vm", &disk(9)).unwrap();
+    assert!(next.sequence > 1_000_000, "{next:?}");
+}
+
+#[test]
+fn a_stray_with_a_huge_number_does_not_end_the_numbers_of_its_name() {
+    let world = World::new(12);
+    let repository = world.open();
+    let first = back_up(&repository, "vm", &disk(1)).unwrap();
+    let stray = format!("points/{}/ffffffffffffffff", first.name_id);
+    world
+        .memory
+        .put_new(&stray.parse().unwrap(), b"garbage")
+        .unwrap();
+    let report = world.open().repair(&[], GIVE_UP).unwrap();
+    assert_eq!(report.lost.put_away, [stray], "{report:#?}");
+    let next = back_up(&world.open(), "vm", &disk(2)).unwrap();
+    assert_eq!(next.sequence, 2);
+    collect(&world.open());
+    let next = back_up(&world.open(), "vm", &disk(3)).unwrap();
+    assert_eq!(next.sequence, 3);
+}
+
+#[test]
+fn a_newest_point_given_up_halfway_leaves_its_number_taken() {
+    let world = World::new(13);
+    let repository = world.open();
+    back_up(&repository, "vm", &disk(1)).unwrap();
+    let newest = back_up(&repository, "vm", &disk(2)).unwrap();
+    flip(
+        &world,
+        &format!("points/{}/{:016x}", newest.name_id, newest.sequence),
+    );
+    let mut completed = false;
+    for number in 0..400 {
+        let fork = world.fork();
+        let plan = move |call: &store::faulty::PlannedCall<'_>| {
+            (call.number >= number).then_some(store::faulty::Fault::FailBefore(
+                store::ErrorKind::Unavailable,
+            ))
+        };
+        let faulty = std::sync::Arc::new(store::faulty::FaultyStore::new(
+            std::sync::Arc::clone(&fork.memory),
+            plan,
+        ));
+        let Ok(dying) = fork.try_open_over(faulty) else {
+            continue;
+        };
+        completed = dying.repair(&[], GIVE_UP).is_ok();
+        drop(dying);
+        let next = back_up(&fork.open(), "vm", &disk(3)).unwrap();
+        assert!(next.sequence > newest.sequence, "stopped at call {number}");
+        if completed {
+            break;
+        }
+    }
+    assert!(completed, "the repair never came to its end");
+}
+
+#[test]
 fn points_and_marks_and_slots_that_are_taken_away_after_a_collection_are_missed() {
     let world = World::new(11);
     let repository = world.open();
