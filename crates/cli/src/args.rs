@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub use inside::{
-    CatImageArgs, CatVersionArgs, InspectImagesArgs, InspectVersionArgs, LsArgs, LsImageArgs,
+    CatImageArgs, CatVersionArgs, ExtractArgs, ExtractImageArgs, ExtractVersionArgs, InspectImagesArgs, InspectVersionArgs, LsArgs, LsImageArgs,
     LsVersionArgs,
 };
 
@@ -437,6 +437,8 @@ pub enum DiskVerb {
     Ls(LsVersionArgs),
     /// Print a file of a version
     Cat(CatVersionArgs),
+    /// Bring files and folders of a version back, into a folder
+    Extract(ExtractVersionArgs),
 }
 
 #[derive(Debug, Args)]
@@ -613,6 +615,8 @@ pub enum ImageVerb {
     Ls(LsImageArgs),
     /// Print a file in an image
     Cat(CatImageArgs),
+    /// Take files and folders out of an image, into a folder
+    Extract(ExtractImageArgs),
 }
 
 #[derive(Debug, Subcommand)]

@@ -4,6 +4,7 @@ mod backup;
 mod cat;
 mod check;
 mod diff;
+mod extract;
 mod forget;
 mod inspect;
 mod list;
@@ -36,6 +37,7 @@ pub fn run(verb: &DiskVerb, output: &Output) -> anyhow::Result<Exit> {
         } => forget::run(repo, selector, forget::Wish::of(*undo), output),
         DiskVerb::Inspect(it) => inspect::run(&it.repo, &it.selector, output),
         DiskVerb::Ls(it) => ls::run(&it.repo, &it.selector, &it.what, output),
+        DiskVerb::Extract(it) => extract::run(&it.repo, &it.selector, &it.what, output),
         DiskVerb::Cat(it) => cat::run(&it.repo, &it.selector, &it.path, output),
     }
 }

@@ -5,6 +5,7 @@ mod check;
 mod compare;
 pub mod convert;
 mod create;
+mod extract;
 mod info;
 mod inspect;
 mod ls;
@@ -67,6 +68,7 @@ pub fn run(verb: &ImageVerb, output: &Output) -> anyhow::Result<Exit> {
         } => resize::run(image, *size, open, resize::Wish::of(*dry_run), output),
         ImageVerb::Inspect(it) => inspect::run(&it.images, &it.open, output),
         ImageVerb::Ls(it) => ls::run(&it.image, &it.what, &it.open, output),
+        ImageVerb::Extract(it) => extract::run(&it.image, &it.what, &it.open, output),
         ImageVerb::Cat(it) => cat::run(&it.image, &it.path, &it.open),
     }
 }

@@ -1,6 +1,7 @@
 //! What the verbs that look inside disks have in common, whether the disk is an image or a version: how it is shown.
 
 pub mod cat;
+pub mod extract;
 pub mod inspect;
 pub mod ls;
 mod when;

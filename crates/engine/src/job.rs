@@ -12,6 +12,7 @@
 pub mod backup_disk;
 pub mod check_disk;
 pub mod diff_disk;
+pub mod extract_files;
 pub mod restore_disk;
 mod target;
 

@@ -74,3 +74,36 @@ pub struct LsArgs {
     #[arg(long, short)]
     pub long: bool,
 }
+
+#[derive(Debug, Args)]
+pub struct ExtractVersionArgs {
+    #[command(flatten)]
+    pub repo: RepoArgs,
+    /// NAME, NAME@VERSION
+    pub selector: String,
+    #[command(flatten)]
+    pub what: ExtractArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct ExtractImageArgs {
+    pub image: PathBuf,
+    #[command(flatten)]
+    pub what: ExtractArgs,
+    #[command(flatten)]
+    pub open: ImageOpenArgs,
+}
+
+/// What is to be extracted, and where to.
+#[derive(Debug, Args)]
+pub struct ExtractArgs {
+    /// Files and folders, such as /etc, 2:/data or '/etc/*.conf'; folders come whole
+    #[arg(required = true)]
+    pub paths: Vec<String>,
+    /// Folder that they go to, each below it by its own path; what it cannot hold is noted in hikae-metadata.jsonl
+    #[arg(long, value_name = "DIR")]
+    pub to: PathBuf,
+    /// Replace files that are there
+    #[arg(long)]
+    pub overwrite: bool,
+}

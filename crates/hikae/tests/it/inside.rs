@@ -6,7 +6,7 @@
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{Seek, SeekFrom, Write};
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -45,7 +45,7 @@ fn tool(command: &mut Command) {
 
 /// A folder with what a small Linux has, and nasty things.
 fn fill(root: &Path, release: u32, random: &mut Random) {
-    for folder in ["etc", "home/ann/empty", "var/log", "usr/lib"] {
+    for folder in ["etc", "srv/ann/empty", "var/log", "usr/lib"] {
         fs::create_dir_all(root.join(folder)).expect("a folder");
     }
     let write = |path: &str, bytes: &[u8]| fs::write(root.join(path), bytes).expect("a file");
@@ -57,9 +57,9 @@ fn fill(root: &Path, release: u32, random: &mut Random) {
     let large: Vec<u8> = (0..3 * MIB / 8)
         .flat_map(|_| random.next().to_le_bytes())
         .collect();
-    write("home/ann/large.bin", &large);
-    write("home/ann/Grüße 🦀.txt", "umlauts\n".as_bytes());
-    write("home/ann/star*.txt", b"literal star\n");
+    write("srv/ann/large.bin", &large);
+    write("srv/ann/Grüße 🦀.txt", "umlauts\n".as_bytes());
+    write("srv/ann/star*.txt", b"literal star\n");
     write(
         &format!("var/log/{release}.log"),
         format!("log {release}\n").as_bytes(),
@@ -72,11 +72,11 @@ fn fill(root: &Path, release: u32, random: &mut Random) {
         symlink(target, root.join(path)).expect("a link");
     }
     fs::hard_link(
-        root.join("home/ann/large.bin"),
-        root.join("home/ann/twin.bin"),
+        root.join("srv/ann/large.bin"),
+        root.join("srv/ann/twin.bin"),
     )
     .expect("a twin");
-    let mut sparse = File::create(root.join("home/ann/sparse.img")).expect("a file");
+    let mut sparse = File::create(root.join("srv/ann/sparse.img")).expect("a file");
     sparse.set_len(20 * MIB).expect("its size");
     sparse.seek(SeekFrom::Start(10 * MIB)).expect("its middle");
     sparse.write_all(b"in the middle").expect("some bytes");
@@ -235,9 +235,9 @@ fn files_of_an_image_and_of_every_version_are_what_was_put_in() {
         listed.sort();
         assert_eq!(listed, tree_paths(tree));
         for path in [
-            "home/ann/large.bin",
-            "home/ann/Grüße 🦀.txt",
-            "home/ann/sparse.img",
+            "srv/ann/large.bin",
+            "srv/ann/Grüße 🦀.txt",
+            "srv/ann/sparse.img",
             "etc/os-release",
         ] {
             let typed = format!("rootfs:/{path}");
@@ -265,4 +265,100 @@ fn files_of_an_image_and_of_every_version_are_what_was_put_in() {
         paths(&names).contains(&"/Report.txt".to_owned()),
         "{names:#?}"
     );
+}
+
+/// Compares what was extracted with what was put in: kinds, bytes, holes, modes, times, links.
+#[track_caller]
+fn expect_equal(original: &Path, extracted: &Path) {
+    for path in tree_paths(original) {
+        if path == "/lost+found" {
+            continue;
+        }
+        let (from, to) = (original.join(&path[1..]), extracted.join(&path[1..]));
+        let (old, new) = (from.symlink_metadata(), to.symlink_metadata());
+        let (old, new) = (old.expect("the original"), new.expect("the extracted"));
+        assert_eq!(old.mode(), new.mode(), "{path}");
+        assert_eq!(old.mtime(), new.mtime(), "{path}");
+        if old.is_symlink() {
+            assert_eq!(fs::read_link(&from).ok(), fs::read_link(&to).ok(), "{path}");
+        } else if old.is_file() {
+            assert!(fs::read(&from).ok() == fs::read(&to).ok(), "{path}");
+            assert!(
+                new.blocks() * 512 <= old.blocks() * 512 + (1 << 17),
+                "{path} grew"
+            );
+        }
+    }
+}
+
+#[test]
+fn extracted_files_are_what_was_put_in_and_nothing_is_replaced_unasked() {
+    if !have_tools() {
+        return;
+    }
+    let site = Site::new();
+    let repository = site.init("repo");
+    let tree = site.path("tree");
+    fill(&tree, 1, &mut Random::new(32));
+    let disk = make_disk(&site, &tree, b"a report");
+    repository.back_up(&disk, "vm");
+    let later = site.path("later");
+    fill(&later, 2, &mut Random::new(33));
+    fs::remove_file(later.join("srv/ann/large.bin")).expect("removed");
+    make_disk(&site, &later, b"another");
+    repository.back_up(&disk, "vm");
+
+    let out = site.path("out");
+    let extract =
+        |more: &[&str]| repository.disk("extract", &[more, &["--to", text(&out)]].concat());
+    let report = extract(&["vm@1", "1:/"]).expect(0).json();
+    assert_eq!(report["failed"], 0);
+    expect_equal(&tree, &out);
+
+    let refused = extract(&["vm@1", "1:/etc/hostname"]).expect(1).json();
+    assert_eq!(refused["problem"]["code"], "HK-3003");
+    fs::write(out.join("etc/hostname"), b"changed").expect("changed");
+    extract(&["vm@1", "1:/etc/hostname", "--overwrite"]).expect(0);
+    assert_eq!(fs::read(out.join("etc/hostname")).expect("it"), b"inside\n");
+    extract(&["vm@2", "1:/srv/ann/large.bin"]).expect(1);
+
+    let some = site.path("some");
+    let patterns = [
+        "vm@1",
+        "1:/srv/*/star*",
+        "1:/etc/host?ame",
+        "DATA:\\rep*.TXT",
+    ];
+    let report = repository.disk("extract", &[&patterns[..], &["--to", text(&some)]].concat());
+    assert_eq!(report.expect(0).json()["files"], 3);
+    let report = fs::read(some.join("volume-2/Report.txt")).expect("the report");
+    assert_eq!(report, b"a report");
+    assert!(some.join("volume-1/srv/ann/star*.txt").exists());
+    let notes = fs::read_to_string(some.join("hikae-metadata.jsonl")).expect("the notes");
+    assert!(
+        notes.contains("security_descriptor") && notes.contains("Report.txt"),
+        "{notes}"
+    );
+
+    // A link in the way leads nowhere.
+    let trap = site.path("trap");
+    fs::create_dir(&trap).expect("a folder");
+    symlink(site.path("outside"), trap.join("etc")).expect("a link");
+    fs::create_dir(site.path("outside")).expect("a folder");
+    repository
+        .disk(
+            "extract",
+            &[
+                "vm@1",
+                "1:/etc/hostname",
+                "--overwrite",
+                "--to",
+                text(&trap),
+            ],
+        )
+        .expect(1);
+    let outside = fs::read_dir(site.path("outside"))
+        .expect("a folder")
+        .count();
+    assert_eq!(outside, 0);
 }

@@ -1,0 +1,18 @@
+//! `hikae disk extract`: files and folders of a version into a folder.
+
+use crate::args::{ExtractArgs, RepoArgs};
+use crate::exit::Exit;
+use crate::inside;
+use crate::output::Output;
+
+/// Runs the verb.
+pub fn run(
+    repo: &RepoArgs,
+    selector: &str,
+    what: &ExtractArgs,
+    output: &Output,
+) -> anyhow::Result<Exit> {
+    inside::with_version(repo, selector, output, |version, context| {
+        inside::extract::run(version.inside(), what, context, output)
+    })
+}

@@ -1,0 +1,30 @@
+//! `hikae image extract`: files and folders in an image into a folder.
+
+use std::path::PathBuf;
+
+use engine::job::{JobContext, NoJournal};
+
+use super::open_inside;
+use crate::args::{ExtractArgs, ImageOpenArgs};
+use crate::exit::Exit;
+use crate::inside;
+use crate::output::Output;
+use crate::progress::{Bars, cancellation};
+
+/// Runs the verb.
+pub fn run(
+    image: &PathBuf,
+    what: &ExtractArgs,
+    open: &ImageOpenArgs,
+    output: &Output,
+) -> anyhow::Result<Exit> {
+    let inside = open_inside(std::slice::from_ref(image), open)?;
+    let bars = Bars::new(output);
+    let cancel = cancellation();
+    let context = JobContext {
+        progress: &bars,
+        cancel: &cancel,
+        journal: &NoJournal,
+    };
+    inside::extract::run(&inside, what, context, output)
+}
