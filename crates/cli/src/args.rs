@@ -7,8 +7,8 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub use inside::{
-    CatImageArgs, CatVersionArgs, ExtractArgs, ExtractImageArgs, ExtractVersionArgs, InspectImagesArgs, InspectVersionArgs, LsArgs, LsImageArgs,
-    LsVersionArgs,
+    CatImageArgs, CatVersionArgs, ExtractArgs, ExtractImageArgs, ExtractVersionArgs,
+    InspectImagesArgs, InspectVersionArgs, LsArgs, LsImageArgs, LsVersionArgs,
 };
 
 /// Open protection of virtual machines.

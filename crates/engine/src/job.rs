@@ -168,7 +168,10 @@ impl<'a> Steps<'a> {
         while let Some((step, subject, undo)) = self.undo.pop() {
             let undone = undo().and_then(|()| self.note(&step, &subject, StepState::Undone));
             if let Err(failed) = undone {
-                let text = format!("could not take back {step} of {subject}: {}", explained(&failed));
+                let text = format!(
+                    "could not take back {step} of {subject}: {}",
+                    explained(&failed)
+                );
                 self.context.progress.warn(&text);
             }
         }

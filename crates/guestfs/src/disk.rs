@@ -27,7 +27,7 @@ use crate::Result;
 use crate::partition::{self, PartitionRole, PartitionTable, PartitionType};
 use crate::probe::{self, Content};
 use crate::volume::pieces::{Source, Window};
-use crate::volume::{Candidate, LogicalVolume, Obstacle, VolumeManager, ldm, lvm, md};
+use crate::volume::{Candidate, LogicalVolume, Obstacle, VolumeScheme, ldm, lvm, md};
 
 /// One disk.
 #[derive(Debug, Clone)]
@@ -64,7 +64,7 @@ pub enum VolumePlace {
     /// Put together by a volume manager.
     Logical {
         /// Who.
-        manager: VolumeManager,
+        manager: VolumeScheme,
         /// Disk group or volume group; empty for MD.
         group: String,
         /// Name there.
@@ -325,7 +325,7 @@ fn add_logical(volume: LogicalVolume, layout: &mut DiskLayout) -> Result<()> {
         Ok(source) => tolerant(probe::probe(&**source))?,
         Err(_) => Content::unknown(),
     };
-    let base = if volume.group.is_empty() || volume.manager == VolumeManager::Ldm {
+    let base = if volume.group.is_empty() || volume.manager == VolumeScheme::Ldm {
         volume.name.clone()
     } else {
         format!("{}/{}", volume.group, volume.name)

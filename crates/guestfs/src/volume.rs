@@ -21,7 +21,7 @@ use pieces::Source;
 /// Who manages a volume.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
-pub enum VolumeManager {
+pub enum VolumeScheme {
     /// The logical disk manager of Windows: dynamic disks.
     Ldm,
     /// LVM2 of Linux.
@@ -30,7 +30,7 @@ pub enum VolumeManager {
     Md,
 }
 
-impl VolumeManager {
+impl VolumeScheme {
     /// Its usual name in lower case.
     pub fn name(self) -> &'static str {
         match self {
@@ -45,7 +45,7 @@ impl VolumeManager {
 #[derive(Clone)]
 pub struct LogicalVolume {
     /// Who manages it.
-    pub manager: VolumeManager,
+    pub manager: VolumeScheme,
     /// Disk group, volume group; empty for MD.
     pub group: String,
     /// Its name there.

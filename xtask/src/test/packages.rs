@@ -44,7 +44,11 @@ const PACKAGES: &[Package] = &[
     },
     Package {
         name: "libwim15",
-        probe: &["python3", "-c", "import ctypes; ctypes.CDLL('libwim.so.15')"],
+        probe: &[
+            "python3",
+            "-c",
+            "import ctypes; ctypes.CDLL('libwim.so.15')",
+        ],
     },
     Package {
         name: "e2fsprogs",

@@ -35,7 +35,7 @@ use record::{Component, ComponentKind, Part, Records, Volume};
 
 use super::pieces::{Absent, Concat, Source, Window};
 use super::raid::{Member, Mirrored, Parity, ParityCount, ParityLayout, Striped};
-use super::{Candidate, LogicalVolume, Obstacle, VolumeManager};
+use super::{Candidate, LogicalVolume, Obstacle, VolumeScheme};
 use crate::partition::{Guid, PartitionTable};
 use crate::{Error, Result};
 
@@ -137,7 +137,7 @@ fn group_volumes(database: &Database, disks: &[Disk], found: &mut LdmVolumes) ->
             findings.push(format!("its state is {:?}", volume.state));
         }
         found.volumes.push(LogicalVolume {
-            manager: VolumeManager::Ldm,
+            manager: VolumeScheme::Ldm,
             group: database.group_name.clone(),
             name: volume.name.clone(),
             id: Some(volume.id.to_string()),

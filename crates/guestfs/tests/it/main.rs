@@ -1,15 +1,15 @@
 //! Tests of what is inside disks.
 
-mod names;
-mod corpus;
-mod registry;
 mod conformance;
-mod images;
-mod ntfs;
+mod corpus;
 mod ext;
-mod vmconfig;
+mod fat;
+mod images;
+mod names;
+mod ntfs;
 mod partition;
 mod probe;
+mod registry;
+mod vmconfig;
 mod volumes;
-mod fat;
 mod xfs;

@@ -25,7 +25,7 @@ use crate::volume::pieces::{Absent, Concat, Source, Window, Zeros, read_head};
 use crate::volume::raid::{
     FarCopies, Member, Mirrored, Parity, ParityCount, ParityLayout, Redundant, Striped,
 };
-use crate::volume::{LogicalVolume, Obstacle, VolumeManager};
+use crate::volume::{LogicalVolume, Obstacle, VolumeScheme};
 use crate::{Error, Result, field};
 
 /// LVM makes towers of five (thin on pool on cached data on raid on image).
@@ -88,7 +88,7 @@ pub(super) fn volumes(
             Err(error) => (Err(Obstacle::from(error)), BTreeSet::new(), Vec::new()),
         };
         volumes.push(LogicalVolume {
-            manager: VolumeManager::Lvm,
+            manager: VolumeScheme::Lvm,
             group: group.name.clone(),
             name: name.clone(),
             id: Some(logical.id.clone()),

@@ -18,7 +18,7 @@ use crate::volume::pieces::{Absent, Concat, Source, Window};
 use crate::volume::raid::{
     FarCopies, Member, Mirrored, Parity, ParityCount, ParityLayout, Redundant, Striped,
 };
-use crate::volume::{Candidate, LogicalVolume, Obstacle, VolumeManager};
+use crate::volume::{Candidate, LogicalVolume, Obstacle, VolumeScheme};
 use crate::{Error, Result};
 
 /// More columns than MD makes.
@@ -45,7 +45,7 @@ pub(super) fn volume(members: &[(Candidate, Superblock)]) -> LogicalVolume {
         _ => name.to_owned(),
     };
     LogicalVolume {
-        manager: VolumeManager::Md,
+        manager: VolumeScheme::Md,
         group: String::new(),
         name,
         id,

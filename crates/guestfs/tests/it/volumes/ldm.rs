@@ -6,7 +6,7 @@ use block::ReadAt;
 use guestfs::disk::{self, Volume, VolumePlace};
 use guestfs::filesystem::FileSystemKind;
 use guestfs::probe::ContentKind;
-use guestfs::volume::VolumeManager;
+use guestfs::volume::VolumeScheme;
 use guestfs::{FileName, FileSystem};
 
 use crate::corpus::{self, Bytes, Dice};
@@ -31,7 +31,7 @@ fn dynamic(disks: &[Arc<dyn ReadAt>]) -> Vec<Volume> {
             matches!(
                 volume.place,
                 VolumePlace::Logical {
-                    manager: VolumeManager::Ldm,
+                    manager: VolumeScheme::Ldm,
                     ..
                 }
             )
