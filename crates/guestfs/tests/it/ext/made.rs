@@ -86,10 +86,14 @@ fn assert_file(path: &str, seen: &Seen, told: &Value) {
         told["links"].as_u64(),
         "{path}"
     );
-    assert_eq!(
-        Some(metadata.allocated_bytes),
-        told["allocated"].as_u64(),
-        "{path}"
+    // Linux tells of contents that lie in the inode as if they had sectors of their own.
+    let in_inode = metadata.size_bytes.next_multiple_of(512);
+    let allocated = told["allocated"].as_u64().expect("allocated");
+    assert!(
+        allocated == metadata.allocated_bytes
+            || (in_inode <= 512 && allocated == metadata.allocated_bytes + in_inode),
+        "{path}: {allocated}, not {}",
+        metadata.allocated_bytes
     );
     let times = metadata.times;
     assert_eq!(times.modified, time(&told["mtime"]), "{path}: modified");
@@ -236,7 +240,7 @@ fn ext4_with_clusters_reads_as_linux_reads_it() {
 #[test]
 fn ext4_with_contents_in_inodes_and_values_in_inodes_reads_as_linux_reads_it() {
     check(
-        "-t ext4 -I 512 -O inline_data,ea_inode,large_dir,metadata_csum_seed,mmp,project,quota",
+        "-t ext4 -I 512 -O inline_data,ea_inode,large_dir,metadata_csum_seed,mmp",
         "large_values",
     );
 }

@@ -139,7 +139,8 @@ fn make_exfat(folder: &Path, options: &str, source: &str, more: &str) -> Option<
     let text = format!(
         "{source}
          truncate -s 64M image; mkfs.exfat {options} -L 'My Label' image > /dev/null; mkdir m
-         mount.exfat-fuse $PWD/image m > /dev/null 2>&1; pid=$(pgrep -f exfat-fuse.$PWD/image); cp -r source/. m/; {more}
+         loop=$(losetup --find --show image); trap \"losetup --detach $loop\" EXIT
+         mount.exfat-fuse $loop m > /dev/null 2>&1; pid=$(pgrep -f exfat-fuse.$loop); cp -r source/. m/; {more}
          umount m; tail --pid=$pid -f /dev/null; fsck.exfat -n image >&2"
     );
     match script(folder, &text) {
