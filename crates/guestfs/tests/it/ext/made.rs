@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 
-use guestfs::filesystem::{Cleanliness, FileKind, Timestamp};
+use guestfs::filesystem::{Cleanliness, FileKind, Metadata, Timestamp};
 use guestfs::{ErrorKind, FileName, FileSystem};
 use serde_json::Value;
 
@@ -48,6 +48,18 @@ fn time(value: &Value) -> Option<Timestamp> {
     })
 }
 
+/// Linux tells of contents that lie in the inode as if they had sectors of their own.
+fn assert_allocated(path: &str, metadata: &Metadata, told: &Value) {
+    let in_inode = metadata.size_bytes.next_multiple_of(512);
+    let allocated = told["allocated"].as_u64().expect("allocated");
+    assert!(
+        allocated == metadata.allocated_bytes
+            || (in_inode <= 512 && allocated == metadata.allocated_bytes + in_inode),
+        "{path}: {allocated}, not {}",
+        metadata.allocated_bytes
+    );
+}
+
 fn assert_file(path: &str, seen: &Seen, told: &Value) {
     let metadata = &seen.metadata;
     let kind = match told["kind"].as_str().expect("a kind") {
@@ -86,15 +98,7 @@ fn assert_file(path: &str, seen: &Seen, told: &Value) {
         told["links"].as_u64(),
         "{path}"
     );
-    // Linux tells of contents that lie in the inode as if they had sectors of their own.
-    let in_inode = metadata.size_bytes.next_multiple_of(512);
-    let allocated = told["allocated"].as_u64().expect("allocated");
-    assert!(
-        allocated == metadata.allocated_bytes
-            || (in_inode <= 512 && allocated == metadata.allocated_bytes + in_inode),
-        "{path}: {allocated}, not {}",
-        metadata.allocated_bytes
-    );
+    assert_allocated(path, &metadata, told);
     let times = metadata.times;
     assert_eq!(times.modified, time(&told["mtime"]), "{path}: modified");
     assert_eq!(times.changed, time(&told["ctime"]), "{path}: changed");
