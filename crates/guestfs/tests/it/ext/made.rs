@@ -98,7 +98,7 @@ fn assert_file(path: &str, seen: &Seen, told: &Value) {
         told["links"].as_u64(),
         "{path}"
     );
-    assert_allocated(path, &metadata, told);
+    assert_allocated(path, metadata, told);
     let times = metadata.times;
     assert_eq!(times.modified, time(&told["mtime"]), "{path}: modified");
     assert_eq!(times.changed, time(&told["ctime"]), "{path}: changed");
