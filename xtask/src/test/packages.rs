@@ -13,75 +13,35 @@ struct Package {
     probe: &'static [&'static str],
 }
 
+const fn package(name: &'static str, probe: &'static [&'static str]) -> Package {
+    Package { name, probe }
+}
+
 const PACKAGES: &[Package] = &[
-    Package {
-        name: "xfsprogs",
-        probe: &["/usr/sbin/mkfs.xfs", "-V"],
-    },
-    Package {
-        name: "qemu-utils",
-        probe: &["qemu-img", "--version"],
-    },
-    Package {
-        name: "python3",
-        probe: &["python3", "--version"],
-    },
-    Package {
-        name: "python3-venv",
-        probe: &["python3", "-c", "import ensurepip, venv"],
-    },
-    Package {
-        name: "python3-libvhdi",
-        probe: &["python3", "-c", "import pyvhdi"],
-    },
-    Package {
-        name: "xz-utils",
-        probe: &["xz", "--version"],
-    },
-    Package {
-        name: "ntfs-3g",
-        probe: &["ntfs-3g", "--version"],
-    },
-    Package {
-        name: "libwim15",
-        probe: &[
+    package("bzip2", &["bzip2", "--help"]),
+    package("dosfstools", &["mkfs.fat", "--help"]),
+    package("e2fsprogs", &["mke2fs", "-V"]),
+    package("exfat-fuse", &["mount.exfat-fuse", "-V"]),
+    package("exfatprogs", &["sh", "-c", "command -v mkfs.exfat"]),
+    package("fdisk", &["/sbin/sfdisk", "--version"]),
+    package(
+        "libwim15",
+        &[
             "python3",
             "-c",
             "import ctypes; ctypes.CDLL('libwim.so.15')",
         ],
-    },
-    Package {
-        name: "e2fsprogs",
-        probe: &["mke2fs", "-V"],
-    },
-    Package {
-        name: "fdisk",
-        probe: &["/sbin/sfdisk", "--version"],
-    },
-    Package {
-        name: "dosfstools",
-        probe: &["mkfs.fat", "--help"],
-    },
-    Package {
-        name: "mtools",
-        probe: &["mtools", "--version"],
-    },
-    Package {
-        name: "exfatprogs",
-        probe: &["sh", "-c", "command -v mkfs.exfat"],
-    },
-    Package {
-        name: "exfat-fuse",
-        probe: &["mount.exfat-fuse", "-V"],
-    },
-    Package {
-        name: "zstd",
-        probe: &["zstd", "--version"],
-    },
-    Package {
-        name: "bzip2",
-        probe: &["bzip2", "--help"],
-    },
+    ),
+    package("mtools", &["mtools", "--version"]),
+    package("ntfs-3g", &["ntfs-3g", "--version"]),
+    package("procps", &["pgrep", "--version"]),
+    package("python3", &["python3", "--version"]),
+    package("python3-libvhdi", &["python3", "-c", "import pyvhdi"]),
+    package("python3-venv", &["python3", "-c", "import ensurepip, venv"]),
+    package("qemu-utils", &["qemu-img", "--version"]),
+    package("xfsprogs", &["/usr/sbin/mkfs.xfs", "-V"]),
+    package("xz-utils", &["xz", "--version"]),
+    package("zstd", &["zstd", "--version"]),
 ];
 
 /// What the reader in `tools/` imports, as its tests ask for it.
