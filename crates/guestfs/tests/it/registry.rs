@@ -51,7 +51,7 @@ fn walk(hive: &Hive) -> Told {
                         one.update(&data);
                         sum.update(b"V ");
                         sum.update(value.name().as_bytes());
-                        let line = format!(" {} {:x}\n", value.kind().number(), one.finalize());
+                        let line = format!(" {} {}\n", value.kind().number(), hex(&one.finalize()));
                         sum.update(line);
                     }
                     Err(error) => told.damage.push(error.to_string()),
@@ -61,8 +61,12 @@ fn walk(hive: &Hive) -> Told {
         }
         ControlFlow::Continue(())
     });
-    told.digest = format!("{:x}", sum.finalize());
+    told.digest = hex(&sum.finalize());
     told
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn open(name: &str, logs: &[&str]) -> Option<guestfs::Result<Hive>> {
