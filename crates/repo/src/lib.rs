@@ -36,6 +36,7 @@ mod ids;
 mod index;
 pub mod keys;
 pub mod lease;
+pub mod local;
 pub mod marks;
 mod names;
 mod pack;

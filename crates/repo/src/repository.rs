@@ -208,6 +208,11 @@ impl Repository {
         &self.shared.nodes
     }
 
+    /// Where local files are kept between openings, if anywhere.
+    pub(crate) fn cache_dir(&self) -> Option<&std::path::Path> {
+        self.shared.options.cache_dir.as_deref()
+    }
+
     /// The times that leases live by.
     pub(crate) fn lease_terms(&self) -> LeaseTerms {
         self.shared.options.lease_terms
