@@ -1,11 +1,13 @@
-//! Automation: `cargo xtask test|tidy|bench|crash`.
+//! Automation: `cargo xtask test|tidy|bench|crash|fuzz`.
 //!
 //! - `test`: everything that decides whether a change may land ([`test`]).
 //! - `tidy`: the rules of the source text alone ([`tidy`]); also a test, so that `cargo test` holds them, too.
 //! - `bench`: measures, and writes `docs/BENCHMARKS.md` ([`bench`]).
 //! - `crash`: kills real processes hundreds of times and looks what is left ([`xtask::crash`]).
+//! - `fuzz`: coverage-guided lies for every parser ([`fuzz`]).
 
 mod bench;
+mod fuzz;
 mod test;
 mod tidy;
 
@@ -14,7 +16,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, bail, ensure};
 
-const USAGE: &str = "usage: cargo xtask test|tidy|bench|crash";
+const USAGE: &str = "usage: cargo xtask test|tidy|bench|crash|fuzz";
 
 fn main() -> anyhow::Result<ExitCode> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -31,6 +33,7 @@ fn main() -> anyhow::Result<ExitCode> {
             tidy::run(&workspace()?)
         }
         "crash" => xtask::crash::run(rest, &workspace()?),
+        "fuzz" => fuzz::run(rest, &workspace()?),
         "bench" => bench::run(rest).map(|()| ExitCode::SUCCESS),
         _ => bail!(USAGE),
     }

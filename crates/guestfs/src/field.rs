@@ -17,6 +17,11 @@ fn array<const N: usize>(bytes: &[u8], offset: usize) -> Result<[u8; N]> {
         })
 }
 
+/// Whether a checksum is what it should be. In a build for fuzzing every one is, so that lies get behind them.
+pub fn sum_holds<T: PartialEq>(found: T, stored: T) -> bool {
+    cfg!(fuzzing) || found == stored
+}
+
 /// The bytes of a range.
 pub fn slice(bytes: &[u8], offset: usize, length: usize) -> Result<&[u8]> {
     offset

@@ -128,7 +128,7 @@ impl Ext {
             if superblock.descriptor_bytes < 64 {
                 found &= 0xFFFF;
             }
-            if found != group.bitmap_checksum {
+            if !crate::field::sum_holds(found, group.bitmap_checksum) {
                 return Err(Error::corrupt(format!(
                     "group {number}: the checksum of its block bitmap is wrong"
                 )));
@@ -259,7 +259,7 @@ fn check(superblock: &Superblock, number: u32, raw: &[u8]) -> Result<()> {
     } else {
         return Ok(());
     };
-    if found == stored {
+    if crate::field::sum_holds(found, stored) {
         return Ok(());
     }
     Err(Error::corrupt("the checksum of its descriptor is wrong"))

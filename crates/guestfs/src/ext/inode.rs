@@ -281,7 +281,7 @@ fn check(raw: &[u8], extra: usize, seed: u32) -> Result<()> {
     } else {
         (low, sum & 0xFFFF)
     };
-    if stored == found {
+    if crate::field::sum_holds(found, stored) {
         return Ok(());
     }
     Err(Error::corrupt("its checksum is wrong"))

@@ -174,7 +174,7 @@ fn copy_at(disk: &dyn ReadAt, lba: u64, sector_bytes: u32) -> Result<Copy> {
         return Err(Error::corrupt(format!("header of {length} bytes")));
     };
     place.fill(0);
-    if crc32fast::hash(&checked) != told_crc {
+    if !field::sum_holds(crc32fast::hash(&checked), told_crc) {
         return Err(Error::corrupt("checksum of the header is wrong"));
     }
     if field::u64_le(&header, 24)? != lba {
@@ -193,7 +193,7 @@ fn copy_at(disk: &dyn ReadAt, lba: u64, sector_bytes: u32) -> Result<Copy> {
     }
     let offset = field::u64_le(&header, 72)?.saturating_mul(bytes);
     let array = read_head(disk, offset, usize::try_from(array_bytes).unwrap_or(0))?;
-    if crc32fast::hash(&array) != field::u32_le(&header, 88)? {
+    if !field::sum_holds(crc32fast::hash(&array), field::u32_le(&header, 88)?) {
         return Err(Error::corrupt("checksum of the entries is wrong"));
     }
     let mut copy = Copy {

@@ -85,7 +85,7 @@ impl BaseBlock {
             0 => 1,
             other => other,
         };
-        if sum != field::u32_le(bytes, 508)? {
+        if !field::sum_holds(sum, field::u32_le(bytes, 508)?) {
             return Err(Error::corrupt("base block: wrong checksum"));
         }
         let (major, minor) = (field::u32_le(bytes, 20)?, field::u32_le(bytes, 24)?);

@@ -190,7 +190,7 @@ fn newest_header(source: &Arc<dyn ReadAt>) -> Result<Header> {
             trouble = format!("header at {offset}: no HyperVStorage signature");
             continue;
         }
-        if checksum(&bytes, 4) != field::u32_le(&bytes, 4)? {
+        if !field::sum_holds(checksum(&bytes, 4), field::u32_le(&bytes, 4)?) {
             trouble = format!("header at {offset}: wrong checksum");
             continue;
         }
@@ -248,7 +248,9 @@ fn pending(
         }
     };
     let head = field::slice(&log, 0, LOG_HEADER_BYTES)?;
-    if field::u32_le(head, 0)? != LOG_SIGNATURE || checksum(head, 4) != field::u32_le(head, 4)? {
+    if field::u32_le(head, 0)? != LOG_SIGNATURE
+        || !field::sum_holds(checksum(head, 4), field::u32_le(head, 4)?)
+    {
         note(damage, "replay log: damaged header");
         return Ok(Vec::new());
     }
@@ -293,14 +295,14 @@ fn pending(
 fn log_entry(log: &[u8], index: usize) -> Result<(u64, Vec<u8>)> {
     let at = LOG_HEADER_BYTES.saturating_add(index.saturating_mul(LOG_ENTRY_BYTES));
     let entry = field::slice(log, at, LOG_ENTRY_BYTES)?;
-    if checksum(entry, 20) != field::u32_le(entry, 20)? {
+    if !field::sum_holds(checksum(entry, 20), field::u32_le(entry, 20)?) {
         return Err(Error::corrupt("wrong checksum"));
     }
     let target = field::u64_le(entry, 0)?;
     let size = usize::try_from(field::u32_le(entry, 8)?).unwrap_or(usize::MAX);
     let offset = usize::try_from(field::u64_le(entry, 12)?).unwrap_or(usize::MAX);
     let data = field::slice(log, offset, size)?;
-    if crc32fast::hash(data) != field::u32_le(entry, 24)? {
+    if !field::sum_holds(crc32fast::hash(data), field::u32_le(entry, 24)?) {
         return Err(Error::corrupt("wrong checksum of its data"));
     }
     Ok((target, data.to_vec()))
@@ -340,7 +342,7 @@ fn key_tables(
             let at = field::u64_le(entry, 5)?;
             // Up to 3.0 this sum was computed over something else.
             let is_checked = (version.major, version.minor) >= (3, 1);
-            if is_checked && checksum(entry, 1) != field::u32_le(entry, 1)? {
+            if is_checked && !field::sum_holds(checksum(entry, 1), field::u32_le(entry, 1)?) {
                 note(
                     damage,
                     format!("entry of the object table at {offset}: wrong checksum"),
@@ -405,7 +407,7 @@ fn key_table(file: &Patched<'_>, offset: u64, size: u32) -> Result<(u16, u16, Ve
     if field::u16_le(head, 0)? != KEY_TABLE_SIGNATURE {
         return Err(Error::corrupt("no signature"));
     }
-    if checksum(head, 6) != field::u32_le(head, 6)? {
+    if !field::sum_holds(checksum(head, 6), field::u32_le(head, 6)?) {
         return Err(Error::corrupt("wrong checksum"));
     }
     Ok((field::u16_le(head, 2)?, field::u16_le(head, 4)?, bytes))
@@ -563,7 +565,7 @@ fn parse_entry(file: &Patched<'_>, bytes: &[u8], kind: u8, budget: &mut usize) -
     };
     let data = field::slice(bytes, data_at, length)?;
     let meant = field::slice(bytes, 0, data_at.saturating_add(length))?;
-    if checksum(meant, 12) != field::u32_le(bytes, 12)? {
+    if !field::sum_holds(checksum(meant, 12), field::u32_le(bytes, 12)?) {
         return Err(Error::corrupt("wrong checksum"));
     }
     let name = name.strip_suffix(b"\0").unwrap_or(name);

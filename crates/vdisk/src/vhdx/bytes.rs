@@ -126,5 +126,6 @@ pub(super) fn checksum_holds(bytes: &[u8]) -> bool {
         return false;
     };
     let crc = crc32c::crc32c_append(crc32c::crc32c(head), &[0; 4]);
-    crc32c::crc32c_append(crc, tail) == stored
+    // A build for fuzzing takes every checksum for right, so that lies get behind them.
+    cfg!(fuzzing) || crc32c::crc32c_append(crc, tail) == stored
 }

@@ -75,7 +75,10 @@ pub fn read_label(source: &dyn ReadAt) -> Result<Option<Label>> {
         if field::slice(sector, 0, 8)? == b"LABELONE"
             && field::slice(sector, 24, 8)? == b"LVM2 001"
             && field::u64_le(sector, 8)? == number
-            && crc32_from(CRC_START, field::slice(sector, 20, 492)?) == field::u32_le(sector, 16)?
+            && field::sum_holds(
+                crc32_from(CRC_START, field::slice(sector, 20, 492)?),
+                field::u32_le(sector, 16)?,
+            )
         {
             return Ok(parse_label(sector).ok());
         }
@@ -133,7 +136,8 @@ fn read_area(source: &dyn ReadAt, offset: u64, size: u64) -> Result<Option<Vec<u
     if field::slice(&header, 4, 16)? != b" LVM2 x[5A%r0N*>" {
         return Err(Error::corrupt("has no magic"));
     }
-    if crc32_from(CRC_START, field::slice(&header, 4, 508)?) != field::u32_le(&header, 0)? {
+    let sum = crc32_from(CRC_START, field::slice(&header, 4, 508)?);
+    if !field::sum_holds(sum, field::u32_le(&header, 0)?) {
         return Err(Error::corrupt("checksum of the header is wrong"));
     }
     if field::u64_le(&header, 24)? != offset {
@@ -169,7 +173,7 @@ fn read_area(source: &dyn ReadAt, offset: u64, size: u64) -> Result<Option<Vec<u
         offset.saturating_add(AREA_HEADER_BYTES),
         usize::try_from(rest).unwrap_or(0),
     )?);
-    if crc32_from(CRC_START, &text) != checksum {
+    if !field::sum_holds(crc32_from(CRC_START, &text), checksum) {
         return Err(Error::corrupt("checksum of the text is wrong"));
     }
     Ok(Some(text))

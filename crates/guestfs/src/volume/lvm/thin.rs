@@ -99,7 +99,8 @@ impl ThinPool {
         if field::u64_le(&head, 32)? != MAGIC {
             return Err(Error::corrupt("the pool's metadata has no magic"));
         }
-        if checksum(&head, SUPERBLOCK_SALT)? != field::u32_le(&head, 0)? {
+        let sum = checksum(&head, SUPERBLOCK_SALT)?;
+        if !field::sum_holds(sum, field::u32_le(&head, 0)?) {
             return Err(Error::corrupt("checksum of the pool's superblock is wrong"));
         }
         let version = field::u32_le(&head, 40)?;
@@ -150,7 +151,8 @@ impl ThinPool {
             .ok_or_else(|| wrong("cannot be there"))?;
         let bytes = read_exact(&*self.metadata, offset, 4096)
             .map_err(|error| error.within(format!("thin metadata, block {block}")))?;
-        if checksum(&bytes, NODE_SALT)? != field::u32_le(&bytes, 0)? {
+        let sum = checksum(&bytes, NODE_SALT)?;
+        if !field::sum_holds(sum, field::u32_le(&bytes, 0)?) {
             return Err(wrong("checksum is wrong"));
         }
         if field::u64_le(&bytes, 8)? != block {

@@ -112,7 +112,7 @@ fn read_one(source: &dyn ReadAt, sector: u64, version: &'static str) -> Result<O
         .saturating_mul(2)
         .saturating_add(256);
     let whole = read_head(source, offset, length)?;
-    if checksum(&whole)? != field::u32_le(&whole, 216)? {
+    if !field::sum_holds(checksum(&whole)?, field::u32_le(&whole, 216)?) {
         return Ok(None);
     }
     parse_new(&whole, version).map(Some)

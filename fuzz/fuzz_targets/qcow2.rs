@@ -1,0 +1,4 @@
+//! An image of Qcow2, alone and with its chain.
+#![no_main]
+
+hikae_fuzz::target!(input => hikae_fuzz::disk_image::ask(input, vdisk::Format::Qcow2));

@@ -1,0 +1,118 @@
+//! Where fuzzing begins: sound files, out of the corpora and made on the spot, in the form that a target reads.
+//!
+//! Without corpora or tools there are fewer, which is said. A file that holds too much is left out.
+
+#[path = "../../../fuzz/src/case.rs"]
+mod case;
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result};
+
+use super::{INPUT_MAX_BYTES, made};
+
+/// Larger files are not unpacked at all.
+const FILE_MAX_BYTES: u64 = 1 << 30;
+
+/// Groups of the corpora, which of their files (by a part of the name), and the targets that they are seeds of.
+const GIVEN: &[(&str, &str, &[&str])] = &[
+    ("btrfs", "", &["btrfs", "probe"]),
+    ("ext", "", &["ext", "probe"]),
+    ("fat", "fat12", &["fat", "probe"]),
+    ("fat", "fat32", &["fat", "probe"]),
+    ("fat", "exfat", &["exfat", "probe"]),
+    ("ldm", "", &["disk"]),
+    ("lvm", "", &["disk"]),
+    ("ntfs", "", &["ntfs", "probe"]),
+    ("parttable", "", &["disk", "probe"]),
+    ("probe", "", &["disk", "probe"]),
+    ("probe", "ext3", &["ext"]),
+    ("probe", "fat", &["fat"]),
+    ("probe", "exfat", &["exfat"]),
+    ("probe", "ntfs", &["ntfs"]),
+    ("probe", "xfs", &["xfs"]),
+    ("probe", "luks", &["luks"]),
+    ("qcow2", "", &["qcow2"]),
+    ("registry", "", &["registry"]),
+    ("vhd", "", &["vhd"]),
+    ("vhdx", "", &["vhdx"]),
+    ("vmconfig", "", &["vmconfig"]),
+    ("vmdk", "", &["vmdk"]),
+    ("xfs", "", &["xfs", "probe"]),
+];
+
+/// Writes the seeds of these targets, each into its folder.
+pub(super) fn write(workspace: &Path, folder: &Path, targets: &[String]) -> Result<()> {
+    let corpora = std::env::var_os("HIKAE_CORPORA")
+        .map_or_else(|| workspace.join("../shared/corpora"), PathBuf::from);
+    for target in targets {
+        let own = folder.join(target);
+        std::fs::create_dir_all(&own).with_context(|| own.display().to_string())?;
+        let mut count = 0;
+        for (group, part, _) in GIVEN.iter().filter(|it| it.2.contains(&target.as_str())) {
+            count += given(&corpora.join(group), part, &own)?;
+        }
+        count += made::write(target, &own)?;
+        println!("{target}: {count} seeds");
+    }
+    Ok(())
+}
+
+fn given(group: &Path, part: &str, own: &Path) -> Result<usize> {
+    let Ok(entries) = std::fs::read_dir(group) else {
+        println!("no seeds from {}: it is not there", group.display());
+        return Ok(0);
+    };
+    let mut count = 0;
+    for entry in entries {
+        let path = entry?.path();
+        let name = path
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
+        let seed = own.join(&name);
+        if !name.contains(part) {
+            continue;
+        }
+        if seed.exists() || (!seed.exists() && put(&[&unpacked(&path)?], &seed)?) {
+            count += 1;
+        }
+    }
+    Ok(count)
+}
+
+/// Writes one seed; whether it was small enough.
+pub(super) fn put(files: &[&[u8]], seed: &Path) -> Result<bool> {
+    match case::encode(files, INPUT_MAX_BYTES) {
+        Some(input) if files.iter().any(|file| !file.is_empty()) => {
+            std::fs::write(seed, input).with_context(|| seed.display().to_string())?;
+            Ok(true)
+        }
+        _ => Ok(false),
+    }
+}
+
+/// The bytes of a file of the corpora; none of what is too large or in a form not known.
+fn unpacked(path: &Path) -> Result<Vec<u8>> {
+    let tool = match path.extension().and_then(|end| end.to_str()) {
+        Some("xz") => "xz -dc",
+        Some("gz") => "gzip -dc",
+        Some("bz2") => "bzip2 -dc",
+        Some("zst") => "zstd -dc",
+        Some("zip") => "unzip -p",
+        _ => "cat",
+    };
+    let output = Command::new("sh")
+        .args([
+            "-c",
+            &format!("{tool} \"$1\" | head -c {FILE_MAX_BYTES}"),
+            "sh",
+        ])
+        .arg(path)
+        .stderr(Stdio::null())
+        .output()
+        .with_context(|| format!("unpack {}", path.display()))?;
+    Ok(output.stdout)
+}
