@@ -43,6 +43,15 @@ impl Extent {
     }
 }
 
+/// Where a run of bytes of something that was put together lies below: on a disk, byte for byte and nowhere else.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Origin {
+    /// First byte on the disk.
+    pub disk_offset: u64,
+    /// How many bytes, never zero.
+    pub length_bytes: u64,
+}
+
 /// Bytes readable by position, from any thread at once.
 ///
 /// An implementer **must** answer every range inside `size_bytes` with exactly the bytes there or an error, and refuse
@@ -71,6 +80,14 @@ pub trait ReadAt: Send + Sync {
             length_bytes: left.min(limit_bytes),
             kind: ExtentKind::Data,
         })
+    }
+
+    /// Where the bytes from `offset` on lie on the disk below: at most `limit_bytes` of them. `None` when that is not known,
+    /// or when they do not stand there as they are, or when the disk holds more of them than this one copy (a mirror, a
+    /// parity): whoever writes to the place told would break nothing else. A disk below says so itself; most know nothing.
+    fn origin_at(&self, offset: u64, limit_bytes: u64) -> Option<Origin> {
+        let _ = (offset, limit_bytes);
+        None
     }
 }
 
@@ -104,6 +121,9 @@ impl<T: ReadAt + ?Sized> ReadAt for &T {
     fn extent_at(&self, offset: u64, limit_bytes: u64) -> Result<Extent> {
         (**self).extent_at(offset, limit_bytes)
     }
+    fn origin_at(&self, offset: u64, limit_bytes: u64) -> Option<Origin> {
+        (**self).origin_at(offset, limit_bytes)
+    }
 }
 
 impl<T: ReadAt + ?Sized> ReadAt for std::sync::Arc<T> {
@@ -115,6 +135,9 @@ impl<T: ReadAt + ?Sized> ReadAt for std::sync::Arc<T> {
     }
     fn extent_at(&self, offset: u64, limit_bytes: u64) -> Result<Extent> {
         (**self).extent_at(offset, limit_bytes)
+    }
+    fn origin_at(&self, offset: u64, limit_bytes: u64) -> Option<Origin> {
+        (**self).origin_at(offset, limit_bytes)
     }
 }
 

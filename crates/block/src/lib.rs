@@ -26,6 +26,6 @@ pub mod tree;
 pub use error::{Error, ErrorKind, Result};
 pub use geometry::{BLOCK_SIZE_BYTES, BlockIndex, FANOUT, LEAF_SIZE_BYTES, LeafIndex};
 pub use hash::{BlockHash, DiskRoot, HexError, NodeHash, OmissionHash};
-pub use io::{Extent, ExtentKind, ReadAt, WriteAt, read_padded};
+pub use io::{Extent, ExtentKind, Origin, ReadAt, WriteAt, read_padded};
 pub use ranges::{ByteRange, ChangedRanges};
 pub use tree::{DiskTree, Node, NodeSink, NodeSource, TreeBuilder, TreeReader};

@@ -23,7 +23,7 @@
 
 use std::sync::Arc;
 
-use block::{Extent, ExtentKind, ReadAt};
+use block::{Extent, ExtentKind, Origin, ReadAt};
 
 use crate::Result;
 
@@ -72,6 +72,11 @@ pub(crate) fn check_extent(offset: u64, limit_bytes: u64, size_bytes: u64) -> bl
     Ok(longest)
 }
 
+/// How long an origin from here on may be at most; none behind the end.
+pub(crate) fn origin_limit(offset: u64, limit_bytes: u64, size_bytes: u64) -> Option<u64> {
+    Some(size_bytes.saturating_sub(offset).min(limit_bytes)).filter(|longest| *longest > 0)
+}
+
 /// A part of a source.
 pub struct Window {
     source: Source,
@@ -112,6 +117,12 @@ impl ReadAt for Window {
             length_bytes: inner.length_bytes.min(limit),
             kind: inner.kind,
         })
+    }
+
+    fn origin_at(&self, offset: u64, limit_bytes: u64) -> Option<Origin> {
+        let limit = origin_limit(offset, limit_bytes, self.size_bytes)?;
+        self.source
+            .origin_at(self.offset.checked_add(offset)?, limit)
     }
 }
 
@@ -247,6 +258,12 @@ impl ReadAt for Concat {
         let (source, inside) = self.part_at(offset)?;
         let inner = source.extent_at(inside, limit)?;
         Ok(Extent { offset, ..inner })
+    }
+
+    fn origin_at(&self, offset: u64, limit_bytes: u64) -> Option<Origin> {
+        let limit = origin_limit(offset, limit_bytes, self.size_bytes)?;
+        let (source, inside) = self.part_at(offset).ok()?;
+        source.origin_at(inside, limit)
     }
 }
 

@@ -24,10 +24,10 @@
     )
 )]
 
-use block::{Extent, ReadAt};
+use block::{Extent, Origin, ReadAt};
 
 use super::galois;
-use super::pieces::{Source, check_extent, check_range, distance, take};
+use super::pieces::{Source, check_extent, check_range, distance, origin_limit, take};
 use crate::{Error, Result};
 
 /// Longest piece that is computed at once.
@@ -163,6 +163,13 @@ impl ReadAt for Striped {
             inside,
             left.min(limit),
         )
+    }
+
+    fn origin_at(&self, offset: u64, limit_bytes: u64) -> Option<Origin> {
+        let limit = origin_limit(offset, limit_bytes, self.size_bytes)?;
+        let (number, inside, left) = self.place(offset);
+        let source = column(&self.columns, number).ok()?.source().ok()?;
+        source.origin_at(inside, left.min(limit))
     }
 }
 
