@@ -61,7 +61,7 @@ fn change_size(input: &mut [u8], numbers: &mut Numbers) {
         2 => size.saturating_add(1 + numbers.next() % 65536),
         3 => size.saturating_mul(2),
         4 => numbers.next() >> (numbers.next() % 64),
-        _ => size.next_multiple_of(1 << 20),
+        _ => size.checked_next_multiple_of(1 << 20).unwrap_or(size),
     };
     input[at..at + 8].copy_from_slice(&new.to_le_bytes());
 }

@@ -3,6 +3,7 @@
 //! ```text
 //!   corpora, mkfs tools ─► seeds ─┐
 //!   fuzz/ ─► built with counters ─┴─► each target for so many seconds ─► a table: runs, coverage, processor time, memory
+//!                                       │                 then all that was found once more, in 256 MiB at most
 //!                                       └─ a panic, a hang of 20 s, 256 MiB at once: the input is kept, the run fails
 //! ```
 //! What is built is what `cargo fuzz build -s none` builds, without that program and with the stable compiler. What a run
@@ -32,6 +33,8 @@ const FLAGS: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-leve
 const CASE_SECONDS: u32 = 20;
 const ALLOCATION_MIB: u32 = 256;
 const PROCESS_MIB: u32 = 1024;
+/// Inputs that one process is given when they are run again.
+const REPLAYED_AT_ONCE: usize = 400;
 /// The largest input.
 pub(crate) const INPUT_MAX_BYTES: usize = 1 << 20;
 
@@ -116,15 +119,17 @@ pub(crate) fn fuzz(options: &FuzzOptions, workspace: &Path) -> Result<Vec<Target
         .collect()
 }
 
-/// The names of the targets: the files of `fuzz/fuzz_targets`.
+/// The names of the targets, as the manifest of `fuzz/` lists them.
 pub(crate) fn targets(workspace: &Path) -> Result<Vec<String>> {
-    let folder = workspace.join("fuzz/fuzz_targets");
-    let mut names = Vec::new();
-    for entry in std::fs::read_dir(&folder).with_context(|| folder.display().to_string())? {
-        let name = entry?.file_name().to_string_lossy().into_owned();
-        names.extend(name.strip_suffix(".rs").map(str::to_owned));
-    }
+    let path = workspace.join("fuzz/Cargo.toml");
+    let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+    let paths = text.lines().filter_map(|line| {
+        let file = line.strip_prefix("path = \"fuzz_targets/")?;
+        file.strip_suffix(".rs\"").map(str::to_owned)
+    });
+    let mut names: Vec<String> = paths.collect();
     names.sort();
+    ensure!(!names.is_empty(), "{} lists no targets", path.display());
     Ok(names)
 }
 
@@ -155,6 +160,7 @@ fn host() -> Result<String> {
 
 fn run_target(target: &str, seconds: u64, program: &Path, folder: &Path) -> Result<TargetReport> {
     let corpus = folder.join("corpus").join(target);
+    let seeds = folder.join("seeds").join(target);
     let artifacts = folder.join("artifacts");
     for made in [&corpus, &artifacts] {
         std::fs::create_dir_all(made).with_context(|| made.display().to_string())?;
@@ -164,7 +170,7 @@ fn run_target(target: &str, seconds: u64, program: &Path, folder: &Path) -> Resu
     let begun = Instant::now();
     let mut child = Command::new(program)
         .arg(&corpus)
-        .arg(folder.join("seeds").join(target))
+        .arg(&seeds)
         .arg(format!("-max_total_time={seconds}"))
         .arg(format!("-timeout={CASE_SECONDS}"))
         .arg(format!("-malloc_limit_mb={ALLOCATION_MIB}"))
@@ -185,13 +191,21 @@ fn run_target(target: &str, seconds: u64, program: &Path, folder: &Path) -> Resu
         .with_context(|| format!("wait for {target}"))?;
     let text = std::fs::read(&log).with_context(|| log.display().to_string())?;
     let text = String::from_utf8_lossy(&text);
+    let mut failure = (!used.status.success()).then(|| failure(&text, &log));
+    let peak_mib = match replay(program, &[&corpus, &seeds]) {
+        Ok(peak_mib) => peak_mib,
+        Err(error) => {
+            failure.get_or_insert_with(|| format!("again, one after the other: {error:#}"));
+            0
+        }
+    };
     let report = TargetReport {
         target: target.to_owned(),
         runs: last_number(&text, "stat::number_of_executed_units:"),
         covered: last_number(&text, " cov:"),
         cpu_s: (used.rusage.utime + used.rusage.stime).as_secs_f64(),
-        peak_mib: used.rusage.maxrss >> 20,
-        failure: (!used.status.success()).then(|| failure(&text, &log)),
+        peak_mib,
+        failure,
     };
     println!(
         "{target}: {} runs, {} edges, {:?}",
@@ -200,6 +214,39 @@ fn run_target(target: &str, seconds: u64, program: &Path, folder: &Path) -> Resu
         Duration::from_secs(begun.elapsed().as_secs())
     );
     Ok(report)
+}
+
+/// Everything that was found worth keeping, once more in processes that hold nothing else: the most that one held, in
+/// MiB, which may not be more than [`ALLOCATION_MIB`].
+fn replay(program: &Path, folders: &[&Path]) -> Result<u64> {
+    let mut files = Vec::new();
+    for folder in folders {
+        for entry in std::fs::read_dir(folder).with_context(|| folder.display().to_string())? {
+            files.push(entry?.path());
+        }
+    }
+    files.sort();
+    let mut peak_bytes = 0;
+    for some in files.chunks(REPLAYED_AT_ONCE) {
+        let mut child = Command::new(program)
+            .arg(format!("-timeout={CASE_SECONDS}"))
+            .arg(format!("-rss_limit_mb={ALLOCATION_MIB}"))
+            .args(some)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .with_context(|| format!("start {}", program.display()))?;
+        let used = child.wait4()?;
+        ensure!(used.status.success(), "{} in one of {some:?}", used.status);
+        peak_bytes = peak_bytes.max(used.rusage.maxrss);
+    }
+    ensure!(
+        peak_bytes <= u64::from(ALLOCATION_MIB) << 20,
+        "{} MiB were held",
+        peak_bytes >> 20
+    );
+    Ok(peak_bytes >> 20)
 }
 
 /// The number behind the last occurrence of a mark.

@@ -1,5 +1,7 @@
 //! Seeds that tools of file systems make on the spot, small and full of what readers trip over.
 
+use std::fs::File;
+use std::io::{BufReader, Read};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -198,9 +200,9 @@ fn make(script: &str, seed: &Path) -> Result<bool> {
     for name in ["image", "image2"] {
         let path = folder.path().join(name);
         if path.exists() {
-            files.push(std::fs::read(path)?);
+            files.push(BufReader::with_capacity(1 << 20, File::open(path)?));
         }
     }
-    let files: Vec<&[u8]> = files.iter().map(Vec::as_slice).collect();
-    seeds::put(&files, seed)
+    let mut files: Vec<&mut dyn Read> = files.iter_mut().map(|it| it as &mut dyn Read).collect();
+    seeds::put(&mut files, seed)
 }

@@ -5,6 +5,7 @@
 #[path = "../../../fuzz/src/case.rs"]
 mod case;
 
+use std::io::{BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -14,6 +15,7 @@ use super::{INPUT_MAX_BYTES, made};
 
 /// Larger files are not unpacked at all.
 const FILE_MAX_BYTES: u64 = 1 << 30;
+const BUFFER_BYTES: usize = 1 << 20;
 
 /// Groups of the corpora, which of their files (by a part of the name), and the targets that they are seeds of.
 const GIVEN: &[(&str, &str, &[&str])] = &[
@@ -76,7 +78,7 @@ fn given(group: &Path, part: &str, own: &Path) -> Result<usize> {
         if !name.contains(part) {
             continue;
         }
-        if seed.exists() || (!seed.exists() && put(&[&unpacked(&path)?], &seed)?) {
+        if seed.exists() || put_unpacked(&path, &seed)? {
             count += 1;
         }
     }
@@ -84,18 +86,18 @@ fn given(group: &Path, part: &str, own: &Path) -> Result<usize> {
 }
 
 /// Writes one seed; whether it was small enough.
-pub(super) fn put(files: &[&[u8]], seed: &Path) -> Result<bool> {
-    match case::encode(files, INPUT_MAX_BYTES) {
-        Some(input) if files.iter().any(|file| !file.is_empty()) => {
+pub(super) fn put(files: &mut [&mut dyn Read], seed: &Path) -> Result<bool> {
+    match case::encode(files, INPUT_MAX_BYTES)? {
+        Some(input) => {
             std::fs::write(seed, input).with_context(|| seed.display().to_string())?;
             Ok(true)
         }
-        _ => Ok(false),
+        None => Ok(false),
     }
 }
 
-/// The bytes of a file of the corpora; none of what is too large or in a form not known.
-fn unpacked(path: &Path) -> Result<Vec<u8>> {
+/// Writes the seed of a file of the corpora; not if it is too large or in a form not known.
+fn put_unpacked(path: &Path, seed: &Path) -> Result<bool> {
     let tool = match path.extension().and_then(|end| end.to_str()) {
         Some("xz") => "xz -dc",
         Some("gz") => "gzip -dc",
@@ -104,7 +106,7 @@ fn unpacked(path: &Path) -> Result<Vec<u8>> {
         Some("zip") => "unzip -p",
         _ => "cat",
     };
-    let output = Command::new("sh")
+    let mut child = Command::new("sh")
         .args([
             "-c",
             &format!("{tool} \"$1\" | head -c {FILE_MAX_BYTES}"),
@@ -112,7 +114,17 @@ fn unpacked(path: &Path) -> Result<Vec<u8>> {
         ])
         .arg(path)
         .stderr(Stdio::null())
-        .output()
+        .stdout(Stdio::piped())
+        .spawn()
         .with_context(|| format!("unpack {}", path.display()))?;
-    Ok(output.stdout)
+    let pipe = child.stdout.take().context("a pipe")?;
+    let is_put = put(
+        &mut [&mut BufReader::with_capacity(BUFFER_BYTES, pipe)],
+        seed,
+    )?;
+    // It may still be writing to a pipe that is gone.
+    child
+        .wait()
+        .with_context(|| format!("unpack {}", path.display()))?;
+    Ok(is_put)
 }
