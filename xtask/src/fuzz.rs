@@ -59,17 +59,19 @@ pub(crate) struct TargetReport {
     failure: Option<String>,
 }
 
+impl TargetReport {
+    /// Whether nothing was found.
+    pub(crate) fn is_sound(&self) -> bool {
+        self.failure.is_none()
+    }
+}
+
 /// The verb.
 pub(crate) fn run(arguments: &[String], workspace: &Path) -> Result<ExitCode> {
     let options = parse(arguments)?;
     let reports = fuzz(&options, workspace)?;
     print!("{}", table(&reports));
-    let failures: Vec<&TargetReport> = reports.iter().filter(|it| it.failure.is_some()).collect();
-    for report in &failures {
-        let text = report.failure.as_deref().unwrap_or_default();
-        println!("\n{}: {text}", report.target);
-    }
-    Ok(if failures.is_empty() {
+    Ok(if reports.iter().all(TargetReport::is_sound) {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
@@ -213,6 +215,9 @@ fn run_target(target: &str, seconds: u64, program: &Path, folder: &Path) -> Resu
         report.covered,
         Duration::from_secs(begun.elapsed().as_secs())
     );
+    if let Some(failure) = &report.failure {
+        println!("  {failure}");
+    }
     Ok(report)
 }
 

@@ -1,7 +1,7 @@
 //! `cargo xtask test`: everything that decides whether a change may land.
 //!
 //! ```text
-//!   Debian packages ─► Python packages ─► fmt ─► tidy ─► clippy ─► tests ─► N passed, N failed, N skipped
+//!   Debian packages ─► Python packages ─► fmt ─► tidy ─► clippy ─► tests ─► fuzz ─► N passed, N failed, N skipped
 //!   (what tests need; only what is missing)      └──── each counts as one ────┘
 //! ```
 //!
@@ -18,8 +18,12 @@ use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::{Context, Result};
 
+use crate::fuzz::{self, FuzzOptions};
 use crate::tidy;
 use record::{Outcome, Tally};
+
+/// Seconds for each fuzz target; longer runs are for `cargo xtask fuzz`.
+const FUZZ_SECONDS: u64 = 3;
 
 /// Runs it all.
 pub(crate) fn run(workspace: &Path) -> Result<ExitCode> {
@@ -81,6 +85,13 @@ pub(crate) fn run(workspace: &Path) -> Result<ExitCode> {
         failed_steps.push("tests");
     }
     tally.add(tests);
+    heading("fuzz");
+    for outcome in fuzzed(workspace)? {
+        tally.step(outcome);
+        if outcome == Outcome::Failed {
+            failed_steps.push("fuzz");
+        }
+    }
     Ok(conclude(&tally, &failed_steps, &missing))
 }
 
@@ -105,6 +116,25 @@ fn conclude(tally: &Tally, failed_steps: &[&str], missing: &[String]) -> ExitCod
         ExitCode::FAILURE
     } else {
         ExitCode::SUCCESS
+    }
+}
+
+/// Every fuzz target for a moment: what is found is shown, and counts as a failure each.
+fn fuzzed(workspace: &Path) -> Result<Vec<Outcome>> {
+    let options = FuzzOptions {
+        targets: Vec::new(),
+        seconds: FUZZ_SECONDS,
+    };
+    // Packages that seeds come from may be missing; a target that does not build is a failure of them all.
+    match fuzz::fuzz(&options, workspace) {
+        Ok(reports) => Ok(reports
+            .iter()
+            .map(|report| Outcome::from(report.is_sound()))
+            .collect()),
+        Err(error) => {
+            println!("{error:#}");
+            Ok(vec![Outcome::Failed])
+        }
     }
 }
 

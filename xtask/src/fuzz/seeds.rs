@@ -128,3 +128,34 @@ fn put_unpacked(path: &Path, seed: &Path) -> Result<bool> {
         .with_context(|| format!("unpack {}", path.display()))?;
     Ok(is_put)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+
+    use super::case;
+
+    #[test]
+    fn a_seed_holds_the_sectors_that_are_not_zero_and_where_they_lie() {
+        let mut file = vec![0; 2000];
+        file[512..1024].fill(7);
+        file[1999] = 9;
+        let input = case::encode(&mut [&mut file.as_slice() as &mut dyn Read], 1 << 20);
+        let input = input.expect("reading").expect("small enough");
+        assert_eq!(input[..8], 2000_u64.to_le_bytes());
+        assert_eq!(input[8..32], [0; 24]);
+        assert_eq!(input[32..34], 2_u16.to_le_bytes());
+        assert_eq!(input[34..42], [0, 0, 1, 0, 1, 0, 0, 0]);
+        assert_eq!(input[42..50], [0, 0, 1, 0, 3, 0, 0, 0]);
+        assert_eq!(input[50..562], [7; 512]);
+        assert_eq!(input[562..].len(), 512);
+        assert_eq!(input[562 + 1999 - 1536], 9);
+    }
+
+    #[test]
+    fn what_holds_too_much_is_no_seed() {
+        let file = vec![1; 4096];
+        let input = case::encode(&mut [&mut file.as_slice() as &mut dyn Read], 2048);
+        assert_eq!(input.expect("reading"), None);
+    }
+}

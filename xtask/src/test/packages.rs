@@ -23,7 +23,12 @@ const PACKAGES: &[Package] = &[
     package("e2fsprogs", &["mke2fs", "-V"]),
     package("exfat-fuse", &["mount.exfat-fuse", "-V"]),
     package("exfatprogs", &["sh", "-c", "command -v mkfs.exfat"]),
+    package(
+        "cryptsetup-bin",
+        &["sh", "-c", "PATH=$PATH:/sbin cryptsetup --version"],
+    ),
     package("fdisk", &["/sbin/sfdisk", "--version"]),
+    package("g++", &["g++", "--version"]),
     package(
         "libwim15",
         &[
@@ -39,6 +44,7 @@ const PACKAGES: &[Package] = &[
     package("python3-libvhdi", &["python3", "-c", "import pyvhdi"]),
     package("python3-venv", &["python3", "-c", "import ensurepip, venv"]),
     package("qemu-utils", &["qemu-img", "--version"]),
+    package("unzip", &["unzip", "-v"]),
     package("xfsprogs", &["/usr/sbin/mkfs.xfs", "-V"]),
     package("xz-utils", &["xz", "--version"]),
     package("zstd", &["zstd", "--version"]),
