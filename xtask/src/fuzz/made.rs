@@ -14,7 +14,7 @@ const MADE: &[(&str, &str, &str)] = &[
     (
         "ext",
         "ext2",
-        "mke2fs -q -t ext2 -b 1024 -d tree image 400k",
+        "mke2fs -q -t ext2 -b 1024 -N 256 -d tree image 600k",
     ),
     (
         "ext",
@@ -52,21 +52,20 @@ const MADE: &[(&str, &str, &str)] = &[
         "fat32",
         "mkfs.fat -C -F 32 -s 1 image 34000 && mcopy -s -i image tree/* ::",
     ),
-    ("exfat", "exfat", "truncate -s 2M image && mkfs.exfat image"),
+    (
+        "exfat",
+        "exfat",
+        "truncate -s 8M image && mkfs.exfat image && mkdir m && mount.exfat-fuse image m && { cp -r tree/* m; umount m; }",
+    ),
     (
         "ntfs",
         "small",
         "truncate -s 2M image && mkntfs -FQq -s 512 -c 512 -p 0 image && for f in long plain; do ntfscp -fq image tree/$f $f; ntfscp -fq -N side image tree/plain $f; done",
     ),
     (
-        "ntfs",
-        "large",
-        "truncate -s 200M image && mkntfs -FQq -c 65536 image && ntfscp -fq image tree/long long",
-    ),
-    (
         "xfs",
         "v4",
-        "truncate -s 20M image && mkfs.xfs -q -f -m crc=0 -b size=1024 -p proto image",
+        "truncate -s 320M image && mkfs.xfs -q -f -m crc=0 -b size=1024 -p proto image",
     ),
     (
         "xfs",

@@ -137,7 +137,7 @@ mod tests {
 
     #[test]
     fn a_seed_holds_the_sectors_that_are_not_zero_and_where_they_lie() {
-        let mut file = vec![0; 2000];
+        let mut file = vec![0_u8; 2000];
         file[512..1024].fill(7);
         file[1999] = 9;
         let input = case::encode(&mut [&mut file.as_slice() as &mut dyn Read], 1 << 20);
@@ -154,7 +154,7 @@ mod tests {
 
     #[test]
     fn what_holds_too_much_is_no_seed() {
-        let file = vec![1; 4096];
+        let file = vec![1_u8; 4096];
         let input = case::encode(&mut [&mut file.as_slice() as &mut dyn Read], 2048);
         assert_eq!(input.expect("reading"), None);
     }
