@@ -4,11 +4,13 @@
 //!   disks ─► tables ─► partitions ─┬─► MD sets (twice: sets of sets) ─► tables in sets
 //!                      bare disks ─┘         └──────► LVM groups
 //!            dynamic disks ─────────────────────────► LDM groups
+//!            everything so far ─────────────────────► Btrfs on several devices
+//!   after each step: encrypted volumes that a key opens ─► volumes of their own, which may be members again
 //!   every volume: a name, its place, a reader, what it holds
 //! ```
 //!
 //! Nothing is left out for being a member of something else: a physical volume of LVM is listed as what it is, and so
-//! are the volumes that it carries.
+//! are the volumes that it carries. An encrypted volume is listed as it lies, and what a key opened in it beside.
 
 #![cfg_attr(
     not(test),
@@ -23,11 +25,15 @@
 
 use std::sync::Arc;
 
-use crate::Result;
+use crate::encrypted::{self, UnlockKey};
 use crate::partition::{self, PartitionRole, PartitionTable, PartitionType};
-use crate::probe::{self, Content};
+use crate::probe::{self, Content, ContentKind};
 use crate::volume::pieces::{Source, Window};
 use crate::volume::{Candidate, LogicalVolume, Obstacle, VolumeScheme, ldm, lvm, md};
+use crate::{ErrorKind, Result};
+
+/// No machine has more encrypted volumes; each may hold others.
+const OPENED_MAX: usize = 1024;
 
 /// One disk.
 #[derive(Debug, Clone)]
@@ -79,6 +85,25 @@ pub enum VolumePlace {
         /// Number of the partition in the table of the set.
         partition: u32,
     },
+    /// What a key opened in an encrypted volume.
+    Opened {
+        /// Name of that volume.
+        container: String,
+        /// What opened it, in words: "key slot 1".
+        opened_by: String,
+    },
+}
+
+/// How an encrypted volume stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Lock {
+    /// A key opened it: what lies in it is the volume of this name.
+    Opened {
+        /// That name.
+        volume: String,
+    },
+    /// It stays closed: which keys it takes, or what is not done.
+    Closed(Obstacle),
 }
 
 /// A volume, and what lies in it.
@@ -92,6 +117,8 @@ pub struct Volume {
     pub id: Option<String>,
     /// What lies in it.
     pub content: Content,
+    /// Whether it was opened, if it is encrypted.
+    pub lock: Option<Lock>,
     /// Members that are missing, by name.
     pub missing: Vec<String>,
     /// What else is not as it should be.
@@ -115,6 +142,7 @@ impl std::fmt::Debug for Volume {
             .field("id", &self.id)
             .field("size_bytes", &self.size_bytes())
             .field("content", &self.content)
+            .field("lock", &self.lock)
             .field("missing", &self.missing)
             .field("findings", &self.findings)
             .field("obstacle", &self.reader.as_ref().err())
@@ -140,11 +168,20 @@ impl DiskLayout {
     }
 }
 
-/// Looks at the disks of one machine.
+/// Looks at the disks of one machine; of encrypted volumes only those that need no key are opened.
 ///
 /// # Errors
 /// [`crate::ErrorKind::Io`] when a disk cannot be read. Damage is a finding, and what cannot be read says why.
 pub fn inspect(disks: &[Source]) -> Result<DiskLayout> {
+    inspect_with_keys(disks, &[])
+}
+
+/// Looks at the disks of one machine, and into the encrypted volumes that one of the keys opens.
+///
+/// # Errors
+/// [`crate::ErrorKind::Io`] when a disk cannot be read. Damage is a finding, and what cannot be read says why; so is a
+/// volume that no key opens.
+pub fn inspect_with_keys(disks: &[Source], keys: &[UnlockKey]) -> Result<DiskLayout> {
     let mut layout = DiskLayout::default();
     let mut tables = Vec::new();
     for (number, disk) in disks.iter().enumerate() {
@@ -173,26 +210,110 @@ pub fn inspect(disks: &[Source]) -> Result<DiskLayout> {
         });
     }
     layout.findings.extend(dynamic.findings);
+    open_encrypted(&mut layout, 0, keys)?;
     let mut candidates = candidates(&layout);
     // Sets of sets: two rounds see them.
     let mut newest = candidates.clone();
     for _ in 0..2 {
         let sets = md::assemble(&newest)?;
+        let known = layout.volumes.len();
         newest = add_sets(sets, &mut layout)?;
+        newest.extend(open_encrypted(&mut layout, known, keys)?);
         candidates.extend(newest.iter().cloned());
         if newest.is_empty() {
             break;
         }
     }
-    let groups = lvm::assemble(&candidates)?;
-    layout.findings.extend(groups.findings);
-    for volume in groups.volumes {
-        add_logical(volume, &mut layout)?;
-    }
+    let known = layout.volumes.len();
+    add_groups(&candidates, &mut layout)?;
     for volume in dynamic.volumes {
         add_logical(volume, &mut layout)?;
     }
+    // An encrypted logical volume may carry another group.
+    let inner = open_encrypted(&mut layout, known, keys)?;
+    if !inner.is_empty() {
+        let known = layout.volumes.len();
+        add_groups(&inner, &mut layout)?;
+        open_encrypted(&mut layout, known, keys)?;
+    }
     Ok(layout)
+}
+
+/// The volumes of the LVM groups that lie on these.
+fn add_groups(candidates: &[Candidate], layout: &mut DiskLayout) -> Result<()> {
+    let groups = lvm::assemble(candidates)?;
+    layout.findings.extend(groups.findings);
+    for volume in groups.volumes {
+        add_logical(volume, layout)?;
+    }
+    Ok(())
+}
+
+/// Opens what is encrypted among the volumes from this one on, and what is encrypted in that; tells what may be a
+/// member of something.
+fn open_encrypted(
+    layout: &mut DiskLayout,
+    from: usize,
+    keys: &[UnlockKey],
+) -> Result<Vec<Candidate>> {
+    let mut members = Vec::new();
+    let mut at = from;
+    while let Some(volume) = layout.volumes.get(at).cloned() {
+        at = at.saturating_add(1);
+        let (ContentKind::Encrypted(encryption), Ok(source)) =
+            (volume.content.kind, &volume.reader)
+        else {
+            continue;
+        };
+        if members.len() >= OPENED_MAX {
+            break;
+        }
+        let (lock, cipher, finding) = match encrypted::open(Arc::clone(source), encryption, keys) {
+            Ok(opened) => {
+                let cipher = Some(opened.cipher.clone());
+                let (name, mut inner) = add_opened(&volume.name, opened, layout)?;
+                members.append(&mut inner);
+                (Lock::Opened { volume: name }, cipher, None)
+            }
+            Err(error) if error.kind() == ErrorKind::Io => return Err(error),
+            Err(error) => {
+                // Without a key nobody expects it to open.
+                let is_finding = !keys.is_empty() || error.kind() == ErrorKind::Corrupt;
+                let finding = is_finding.then(|| error.to_string());
+                (Lock::Closed(error.into()), None, finding)
+            }
+        };
+        if let Some(volume) = layout.volumes.get_mut(at.saturating_sub(1)) {
+            volume.lock = Some(lock);
+            volume.content.cipher = cipher.or(volume.content.cipher.take());
+            volume.findings.extend(finding);
+        }
+    }
+    Ok(members)
+}
+
+/// Lists what a key opened, and the partitions in it; its name, and what of it may be a member.
+fn add_opened(
+    container: &str,
+    opened: encrypted::OpenedVolume,
+    layout: &mut DiskLayout,
+) -> Result<(String, Vec<Candidate>)> {
+    let name = unused_name(layout, format!("{container}.open"));
+    layout.volumes.push(Volume {
+        name: name.clone(),
+        place: VolumePlace::Opened {
+            container: container.to_owned(),
+            opened_by: opened.opened_by,
+        },
+        id: None,
+        content: tolerant(probe::probe(&*opened.reader))?,
+        lock: None,
+        missing: Vec::new(),
+        findings: opened.findings,
+        reader: Ok(Arc::clone(&opened.reader)),
+    });
+    let members = add_inner_partitions(&name, &opened.reader, layout)?;
+    Ok((name, members))
 }
 
 /// Everything so far that may be a member of something.
@@ -222,6 +343,7 @@ fn base_volumes(
             place: VolumePlace::Disk { disk: number },
             id: None,
             content: probe::probe(&**disk)?,
+            lock: None,
             missing: Vec::new(),
             findings: Vec::new(),
             reader: Ok(Arc::clone(disk)),
@@ -251,6 +373,7 @@ fn base_volumes(
             },
             id: one.id.map(|id| id.to_string()),
             content: content(one.kind, &*window)?,
+            lock: None,
             missing: Vec::new(),
             findings,
             reader: Ok(window),
@@ -277,37 +400,50 @@ fn add_sets(sets: Vec<LogicalVolume>, layout: &mut DiskLayout) -> Result<Vec<Can
         let reader = set.reader.clone();
         add_logical(set, layout)?;
         let Ok(source) = reader else { continue };
-        // A set of which too much is missing is listed, but nothing can stand on it.
-        let Ok(table) = partition::read(&*source) else {
-            continue;
-        };
-        if table.data_partitions().next().is_none() {
-            members.push(Candidate {
-                name: name.clone(),
-                source: Arc::clone(&source),
-            });
-        }
-        for one in table.data_partitions() {
-            let window: Source =
-                Arc::new(Window::new(Arc::clone(&source), one.offset, one.size_bytes));
-            let inner = format!("{name}.p{}", one.number);
-            members.push(Candidate {
-                name: inner.clone(),
-                source: Arc::clone(&window),
-            });
-            layout.volumes.push(Volume {
-                name: inner,
-                place: VolumePlace::InnerPartition {
-                    set: name.clone(),
-                    partition: one.number,
-                },
-                id: one.id.map(|id| id.to_string()),
-                content: tolerant(content(one.kind, &*window))?,
-                missing: Vec::new(),
-                findings: Vec::new(),
-                reader: Ok(window),
-            });
-        }
+        members.extend(add_inner_partitions(&name, &source, layout)?);
+    }
+    Ok(members)
+}
+
+/// Lists the partitions in a volume; they, or the volume itself when it has none, may be members of something.
+fn add_inner_partitions(
+    name: &str,
+    source: &Source,
+    layout: &mut DiskLayout,
+) -> Result<Vec<Candidate>> {
+    // A set of which too much is missing is listed, but nothing can stand on it.
+    let table = match partition::read(&**source) {
+        Ok(table) => table,
+        Err(error) if error.kind() == ErrorKind::Io => return Err(error),
+        Err(_) => return Ok(Vec::new()),
+    };
+    if table.data_partitions().next().is_none() {
+        return Ok(vec![Candidate {
+            name: name.to_owned(),
+            source: Arc::clone(source),
+        }]);
+    }
+    let mut members = Vec::new();
+    for one in table.data_partitions() {
+        let window: Source = Arc::new(Window::new(Arc::clone(source), one.offset, one.size_bytes));
+        let inner = format!("{name}.p{}", one.number);
+        members.push(Candidate {
+            name: inner.clone(),
+            source: Arc::clone(&window),
+        });
+        layout.volumes.push(Volume {
+            name: inner,
+            place: VolumePlace::InnerPartition {
+                set: name.to_owned(),
+                partition: one.number,
+            },
+            id: one.id.map(|id| id.to_string()),
+            content: tolerant(content(one.kind, &*window))?,
+            lock: None,
+            missing: Vec::new(),
+            findings: Vec::new(),
+            reader: Ok(window),
+        });
     }
     Ok(members)
 }
@@ -330,13 +466,7 @@ fn add_logical(volume: LogicalVolume, layout: &mut DiskLayout) -> Result<()> {
     } else {
         format!("{}/{}", volume.group, volume.name)
     };
-    // Two groups may have volumes of one name.
-    let mut name = base.clone();
-    let mut count = 1_u32;
-    while layout.volumes.iter().any(|known| known.name == name) {
-        count = count.saturating_add(1);
-        name = format!("{base}#{count}");
-    }
+    let name = unused_name(layout, base);
     layout.volumes.push(Volume {
         name,
         place: VolumePlace::Logical {
@@ -347,9 +477,21 @@ fn add_logical(volume: LogicalVolume, layout: &mut DiskLayout) -> Result<()> {
         },
         id: volume.id,
         content,
+        lock: None,
         missing: volume.missing,
         findings: volume.findings,
         reader: volume.reader,
     });
     Ok(())
+}
+
+/// Two groups may have volumes of one name.
+fn unused_name(layout: &DiskLayout, base: String) -> String {
+    let mut name = base.clone();
+    let mut count = 1_u32;
+    while layout.volumes.iter().any(|known| known.name == name) {
+        count = count.saturating_add(1);
+        name = format!("{base}#{count}");
+    }
+    name
 }

@@ -12,6 +12,7 @@
 
 pub mod cache;
 pub mod disk;
+pub mod encrypted;
 mod error;
 pub mod ext;
 pub mod fat;

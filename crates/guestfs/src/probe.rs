@@ -267,6 +267,7 @@ pub fn probe(volume: &dyn ReadAt) -> Result<Content> {
         linux_look,
         fat::look,
         others::look,
+        members::luks_copy,
     ] {
         match look(&head) {
             Ok(Some(content)) => return Ok(content),

@@ -25,6 +25,12 @@ pub(super) fn look(head: &Head<'_>) -> Result<Option<Content>> {
     if head.has(0, b"LUKS\xBA\xBE") {
         return luks(head);
     }
+    // While the old tool re-encrypts, nobody else is to open it.
+    if head.has(0, b"LUKS\xDE\xAD") {
+        return Ok(Some(
+            Content::of(ContentKind::Encrypted(Encryption::Luks1)).version(1),
+        ));
+    }
     if let Some(label) = read_label(head.volume)? {
         return Ok(Some(
             member(Membership::Lvm).id(label.id).version("LVM2 001"),
@@ -83,6 +89,20 @@ fn luks(head: &Head<'_>) -> Result<Option<Content>> {
             Content::of(ContentKind::Other("crypto_LUKS")).version(other),
         )),
     }
+}
+
+/// A volume of LUKS 2 whose first header is gone: the second one, at the places where its length may have put it.
+pub(super) fn luks_copy(head: &Head<'_>) -> Result<Option<Content>> {
+    for place in [16_usize << 10, 32 << 10, 64 << 10] {
+        if head.has(place, b"SKUL\xBA\xBE\0\x02") {
+            let content = Content::of(ContentKind::Encrypted(Encryption::Luks2))
+                .version(2)
+                .id(head.text(place.saturating_add(168), 40)?)
+                .label(head.text(place.saturating_add(24), 48)?);
+            return Ok(Some(content));
+        }
+    }
+    Ok(None)
 }
 
 /// An uberblock in one of the labels, and the pool's name from the list before it.
