@@ -6,10 +6,19 @@
 //! ```
 //! Source: the on-disk format documentation of the kernel's XFS developers.
 //!
-//! **Invariants.** Version 5 carries checksums, and each that is passed is proved. The log is not replayed: whether it
-//! is empty is told, and used ranges are only told when it is.
+//! | feature | here |
+//! |---|---|
+//! | checksums (`crc`), `bigtime`, `nrext64`, `sparse`, `reflink`, `rmapbt`, `finobt`, `inobtcount`, `ftype`, `parent`, `exchange` | read |
+//! | the log, versions 1 and 2, with stripes | replayed in memory |
+//! | names without case (`-n version=ci`) | found as Linux finds them |
+//! | files on a real-time device | told with their obstacle |
+//! | a log on another device, one of the other byte order | said to be dirty |
+//! | `metadir`, zones, unknown incompatible features | refused by name |
 //!
-//! It does not read the real-time device, quotas, or extended attributes that lie outside the inode.
+//! **Invariants.** Version 5 carries checksums, and each that is passed is proved. All reading goes through what the log
+//! brought; used ranges are only told when nothing lies in the log, or all of it was replayed.
+//!
+//! It does not read the real-time device and quotas.
 
 #![cfg_attr(
     not(test),
@@ -22,11 +31,16 @@
     )
 )]
 
+mod attributes;
 mod directory;
 mod inode;
 mod log;
+mod lookup;
+mod overlay;
+mod space;
 mod superblock;
 
+use std::collections::HashMap;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
@@ -39,11 +53,16 @@ use crate::filesystem::{
 };
 use crate::{Error, ErrorKind, FileId, FileName, Result, field};
 use inode::{Fork, ForkForm, Inode, Run};
+use log::Mapping;
+use overlay::Overlay;
 use superblock::Superblock;
 
 /// 4 MiB of metadata at the usual block size.
 const CACHED_BLOCKS: usize = 1024;
 const MAX_LINK_BYTES: u64 = 1024;
+const MAX_LINK_RUN_BYTES: u64 = 128 << 10;
+/// Groups up to which free blocks are counted after a replay: 16 PiB when they are as large as they can be.
+const MAX_COUNTED_GROUPS: u32 = 1 << 14;
 const MAX_TREE_LEVELS: u32 = 9;
 
 /// An XFS opened for reading.
@@ -51,20 +70,55 @@ pub struct Xfs {
     blocks: BlockCache,
     superblock: Superblock,
     facts: FileSystemFacts,
+    /// What the log changed, when something lay in it.
+    overlay: Option<Arc<Overlay>>,
+    /// Changes of files that the log promises, by inode.
+    mappings: HashMap<u64, Vec<Mapping>>,
 }
 
-/// Opens an XFS.
+/// Opens an XFS. A log in which something lies is replayed in memory.
 ///
 /// # Errors
 /// [`ErrorKind::Corrupt`] when it is none or its superblock is damaged; [`ErrorKind::Unsupported`] for features that are
 /// not known.
 pub fn open(volume: Arc<dyn ReadAt>) -> Result<Xfs> {
-    let superblock = Superblock::read(&volume)?;
-    let blocks = BlockCache::new(
-        volume,
-        usize::try_from(superblock.block_bytes).unwrap_or(4096),
-        CACHED_BLOCKS,
-    );
+    let mut superblock = Superblock::read(&volume)?;
+    let recovered = log::recover(&volume, &superblock)?;
+    let volume = match &recovered.overlay {
+        None => volume,
+        Some(overlay) => {
+            let overlay = Arc::clone(overlay);
+            let replayed: Arc<dyn ReadAt> = overlay;
+            // It may have grown since.
+            let newer = Superblock::read(&replayed)?;
+            if newer.block_bytes != superblock.block_bytes {
+                return Err(Error::corrupt("its log changes the size of its blocks"));
+            }
+            superblock = newer;
+            replayed
+        }
+    };
+    let volume_bytes = volume.size_bytes();
+    let block_bytes = usize::try_from(superblock.block_bytes).unwrap_or(4096);
+    let facts = facts(&superblock, recovered.cleanliness, volume_bytes);
+    let mut xfs = Xfs {
+        blocks: BlockCache::new(volume, block_bytes, CACHED_BLOCKS),
+        superblock,
+        facts,
+        overlay: recovered.overlay,
+        mappings: recovered.mappings,
+    };
+    if xfs.overlay.is_some()
+        && xfs.superblock.group_count <= MAX_COUNTED_GROUPS
+        && let Ok(free) = space::free_blocks(&xfs)
+    {
+        let free = free.min(xfs.superblock.blocks);
+        xfs.facts.free_bytes = free.saturating_mul(u64::from(xfs.superblock.block_bytes));
+    }
+    Ok(xfs)
+}
+
+fn facts(superblock: &Superblock, cleanliness: Cleanliness, volume_bytes: u64) -> FileSystemFacts {
     let mut id = String::new();
     for (index, byte) in superblock.uuid.iter().enumerate() {
         if matches!(index, 4 | 6 | 8 | 10) {
@@ -73,28 +127,28 @@ pub fn open(volume: Arc<dyn ReadAt>) -> Result<Xfs> {
         id.push_str(&format!("{byte:02x}"));
     }
     let size = |blocks: u64| blocks.saturating_mul(u64::from(superblock.block_bytes));
-    let facts = FileSystemFacts {
+    let size_bytes = size(superblock.blocks);
+    let cleanliness = if superblock.needs_repair {
+        Cleanliness::Dirty("it is marked as in need of repair".to_owned())
+    } else if size_bytes > volume_bytes {
+        Cleanliness::Dirty(format!(
+            "it has {size_bytes} bytes, the volume only {volume_bytes}"
+        ))
+    } else {
+        cleanliness
+    };
+    FileSystemFacts {
         kind: FileSystemKind::Xfs,
         version: Some(if superblock.is_v5 { "5" } else { "4" }.to_owned()),
         label: (!superblock.label.is_empty()).then(|| superblock.label.clone()),
         id: Some(id),
-        size_bytes: size(superblock.blocks),
-        free_bytes: size(superblock.free_blocks),
+        size_bytes,
+        free_bytes: size(superblock.free_blocks.min(superblock.blocks)),
         cluster_bytes: superblock.block_bytes,
-        cleanliness: Cleanliness::Clean,
+        cleanliness,
         times_are_local: false,
-        is_case_insensitive: false,
-    };
-    let mut xfs = Xfs {
-        blocks,
-        superblock,
-        facts,
-    };
-    xfs.facts.cleanliness = xfs.log_state()?;
-    if xfs.superblock.needs_repair {
-        xfs.facts.cleanliness = Cleanliness::Dirty("it is marked as in need of repair".to_owned());
+        is_case_insensitive: superblock.is_case_insensitive,
     }
-    Ok(xfs)
 }
 
 impl Xfs {
@@ -193,6 +247,17 @@ impl Xfs {
         })
     }
 
+    fn directory(&self, file: FileId) -> Result<Inode> {
+        let inode = self.inode(file)?;
+        if inode.mode & 0xF000 != 0x4000 {
+            return Err(Error::new(
+                ErrorKind::Invalid,
+                format!("inode {} is no directory", file.number),
+            ));
+        }
+        Ok(inode)
+    }
+
     fn regular(&self, file: FileId) -> Result<Inode> {
         let inode = self.inode(file)?;
         if inode.mode & 0xF000 != 0x8000 {
@@ -209,39 +274,6 @@ impl Xfs {
         }
         Ok(inode)
     }
-}
-
-/// Attributes inside an inode: total:2 count:1 spare:1 (name-length:1 value-length:1 flags:1 name value)…
-fn local_attributes(bytes: &[u8]) -> Result<Vec<ExtendedAttribute>> {
-    const OF_ROOT: u8 = 2;
-    const OF_SECURITY: u8 = 4;
-    const PARENT: u8 = 8;
-    let mut found = Vec::new();
-    let mut at = 4_usize;
-    for _ in 0..field::u8_at(bytes, 2)? {
-        let name_length = usize::from(field::u8_at(bytes, at)?);
-        let value_length = usize::from(field::u8_at(bytes, at.saturating_add(1))?);
-        let flags = field::u8_at(bytes, at.saturating_add(2))?;
-        let name = field::slice(bytes, at.saturating_add(3), name_length)?;
-        let value_at = at.saturating_add(3).saturating_add(name_length);
-        let value = field::slice(bytes, value_at, value_length)?.to_vec();
-        at = value_at.saturating_add(value_length);
-        // Back links to directories are no one's values.
-        if flags & PARENT != 0 {
-            continue;
-        }
-        let mut full = match flags {
-            flags if flags & OF_ROOT != 0 => b"trusted.".to_vec(),
-            flags if flags & OF_SECURITY != 0 => b"security.".to_vec(),
-            _ => b"user.".to_vec(),
-        };
-        full.extend_from_slice(name);
-        found.push(ExtendedAttribute {
-            name: FileName::from_bytes(full),
-            value,
-        });
-    }
-    Ok(found)
 }
 
 /// The contents of a file.
@@ -340,14 +372,13 @@ impl FileSystem for Xfs {
         after: DirectoryCursor,
         visit: &mut dyn FnMut(DirectoryEntry) -> ControlFlow<()>,
     ) -> Result<()> {
-        let inode = self.inode(directory)?;
-        if inode.mode & 0xF000 != 0x4000 {
-            return Err(Error::new(
-                ErrorKind::Invalid,
-                format!("inode {} is no directory", directory.number),
-            ));
-        }
+        let inode = self.directory(directory)?;
         self.list_directory(&inode, after, visit)
+    }
+
+    fn find(&self, directory: FileId, name: &FileName) -> Result<Option<FileId>> {
+        let inode = self.directory(directory)?;
+        self.lookup(&inode, name)
     }
 
     fn open(&self, file: FileId, stream: Option<&FileName>) -> Result<Box<dyn ReadAt + '_>> {
@@ -391,23 +422,25 @@ impl FileSystem for Xfs {
         }
         let mut target = Vec::new();
         for run in self.runs(&inode, Fork::Data)? {
-            for index in 0..run.count {
-                let left = size.saturating_sub(target.len());
-                if left == 0 {
-                    break;
-                }
-                let block = self.block(run.volume_block.saturating_add(index))?;
-                if !self.superblock.is_v5 {
-                    target.extend(block.iter().take(left));
-                    continue;
-                }
-                if field::slice(&block, 0, 4)? != b"XSLM" {
-                    return Err(Error::corrupt(format!("{}: no block of a link", place())));
-                }
-                superblock::check_sum(&block, 12).map_err(|error| error.within(place()))?;
-                let length = usize::try_from(field::u32_be(&block, 8)?).unwrap_or(usize::MAX);
-                target.extend_from_slice(field::slice(&block, 56, length.min(left))?);
+            let left = size.saturating_sub(target.len());
+            let length = (run.count).saturating_mul(u64::from(self.superblock.block_bytes));
+            if left == 0 || length > MAX_LINK_RUN_BYTES {
+                break;
             }
+            let mut bytes = vec![0; usize::try_from(length).unwrap_or(0)];
+            let offset = (self.superblock).run_offset(run.volume_block, run.count)?;
+            self.blocks.volume().read_at(offset, &mut bytes)?;
+            if !self.superblock.is_v5 {
+                target.extend(bytes.iter().take(left));
+                continue;
+            }
+            // One header for a run, however many blocks it has.
+            if field::slice(&bytes, 0, 4)? != b"XSLM" {
+                return Err(Error::corrupt(format!("{}: no block of a link", place())));
+            }
+            superblock::check_sum(&bytes, 12).map_err(|error| error.within(place()))?;
+            let length = usize::try_from(field::u32_be(&bytes, 8)?).unwrap_or(usize::MAX);
+            target.extend_from_slice(field::slice(&bytes, 56, length.min(left))?);
         }
         if target.len() != size {
             return Err(Error::corrupt(format!(
@@ -420,22 +453,22 @@ impl FileSystem for Xfs {
 
     fn extended_attributes(&self, file: FileId) -> Result<Vec<ExtendedAttribute>> {
         let inode = self.inode(file)?;
-        let place = |error: Error| error.within(format!("attributes of inode {}", file.number));
-        match inode.fork(Fork::Attributes).map_err(place)? {
-            None => Ok(Vec::new()),
-            Some((ForkForm::Local, bytes)) => local_attributes(bytes).map_err(place),
-            Some(_) if self.runs(&inode, Fork::Attributes)?.is_empty() => Ok(Vec::new()),
-            Some(_) => Err(place(Error::unsupported("they lie outside the inode"))),
-        }
+        self.attributes(&inode)
+            .map_err(|error| error.within(format!("attributes of inode {}", file.number)))
     }
 
     fn used_ranges(&self, visit: &mut dyn FnMut(VolumeRange) -> ControlFlow<()>) -> Result<()> {
-        if self.facts.cleanliness != Cleanliness::Clean {
+        if let Cleanliness::Dirty(why) = &self.facts.cleanliness {
+            return Err(Error::unsupported(format!(
+                "what is free is not known: {why}"
+            )));
+        }
+        if self.superblock.has_unknown_space {
             return Err(Error::unsupported(
-                "what is free is not known: the log was not replayed",
+                "what is free is not known: it has features of a newer Linux",
             ));
         }
-        let _ = log::used_ranges(self, visit)?;
+        let _ = space::used_ranges(self, visit)?;
         Ok(())
     }
 

@@ -27,7 +27,7 @@ use crate::filesystem::{DirectoryCursor, DirectoryEntry, FileKind};
 use crate::{Error, FileId, FileName, Result, field};
 
 /// Where hash tables begin.
-const LEAF_OFFSET: u64 = 32 << 30;
+pub(super) const LEAF_OFFSET: u64 = 32 << 30;
 
 type Visit<'v> = &'v mut dyn FnMut(DirectoryEntry) -> ControlFlow<()>;
 
@@ -124,7 +124,7 @@ impl Xfs {
                 if done.is_none_or(|done| number > done) && unit_end > after.0 {
                     done = Some(number);
                     match self.directory_block(&runs, at) {
-                        Ok(bytes) => match self.list_block(&bytes, at, after, visit) {
+                        Ok(bytes) => match self.list_block(&bytes, &runs, at, after, visit) {
                             Ok(ControlFlow::Break(())) => return Ok(()),
                             Ok(ControlFlow::Continue(())) => {}
                             Err(error) => damage = damage.or(Some(error)),
@@ -139,16 +139,50 @@ impl Xfs {
     }
 
     /// A directory block, which may lie in pieces.
-    fn directory_block(&self, runs: &[Run], at: u64) -> Result<Vec<u8>> {
+    pub(super) fn directory_block(&self, runs: &[Run], at: u64) -> Result<Vec<u8>> {
         let size = usize::try_from(self.superblock.directory_bytes).unwrap_or(0);
         let mut bytes = vec![0; size];
         self.read_runs(runs, at, &mut bytes)?;
         Ok(bytes)
     }
 
+    /// Proves a block of a directory. One that lies in pieces and was changed by the log has no checksum yet: the log
+    /// tells of each piece by itself, and its own checksums were right.
+    pub(super) fn check_directory_sum(
+        &self,
+        bytes: &[u8],
+        runs: &[Run],
+        at: u64,
+        place: usize,
+    ) -> Result<()> {
+        let proved = superblock::check_sum(bytes, place);
+        let Some(overlay) = self.overlay.as_ref().filter(|_| proved.is_err()) else {
+            return proved;
+        };
+        let end = at.saturating_add(field::bytes(bytes.len()));
+        let (mut position, mut pieces, mut is_touched) = (at, 0_u32, false);
+        while position < end {
+            let (run, until) = self.place(runs, position);
+            let Some(run) = run else {
+                return proved;
+            };
+            let into = position.saturating_sub(run.file_block << self.superblock.block_log);
+            let start = self.superblock.block_offset(run.volume_block)?;
+            let length = until.min(end).saturating_sub(position);
+            is_touched |= overlay.touches(start.saturating_add(into), length);
+            pieces = pieces.saturating_add(1);
+            position = until.max(position.saturating_add(1));
+        }
+        if pieces > 1 && is_touched {
+            return Ok(());
+        }
+        proved
+    }
+
     fn list_block(
         &self,
         bytes: &[u8],
+        runs: &[Run],
         base: u64,
         after: DirectoryCursor,
         visit: Visit<'_>,
@@ -162,7 +196,8 @@ impl Xfs {
             _ => return Err(place(Error::corrupt("no directory block"))),
         };
         if at == 64 {
-            superblock::check_sum(bytes, 4).map_err(place)?;
+            self.check_directory_sum(bytes, runs, base, 4)
+                .map_err(place)?;
         }
         let mut end = bytes.len();
         if is_single {

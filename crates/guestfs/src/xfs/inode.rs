@@ -21,6 +21,7 @@
 
 use std::collections::HashSet;
 
+use super::log::Mapping;
 use super::{Xfs, superblock};
 use crate::filesystem::Timestamp;
 use crate::{Error, ErrorKind, Result, field};
@@ -96,7 +97,7 @@ impl Inode {
         } else {
             0
         };
-        let is_wide = has_wide_counts && flags2 & 0x10 != 0;
+        let is_wide = has_wide_counts && flags2 & superblock::INODE_WIDE_COUNTS != 0;
         let (data_extents, attribute_extents) = if is_wide {
             (
                 field::u64_be(&bytes, 24)?,
@@ -122,7 +123,7 @@ impl Inode {
             size: field::u64_be(&bytes, 56)?,
             blocks: field::u64_be(&bytes, 64)?,
             is_realtime: field::u16_be(&bytes, 90)? & 1 != 0,
-            is_big_time: flags2 & 8 != 0,
+            is_big_time: flags2 & superblock::INODE_BIG_TIME != 0,
             data_extents,
             attribute_extents,
             bytes,
@@ -201,6 +202,40 @@ fn run(record: &[u8]) -> Result<Run> {
     })
 }
 
+/// Does what the log promised.
+fn change(runs: &mut Vec<Run>, mapping: Mapping) {
+    let (first, count) = match mapping {
+        Mapping::Map(run) => (run.file_block, run.count),
+        Mapping::Unmap { file_block, count } => (file_block, count),
+    };
+    let end = first.saturating_add(count);
+    let mut kept = Vec::with_capacity(runs.len().saturating_add(2));
+    for run in runs.drain(..) {
+        let run_end = run.file_block.saturating_add(run.count);
+        let before = first.min(run_end).saturating_sub(run.file_block);
+        if before > 0 {
+            kept.push(Run {
+                count: before,
+                ..run
+            });
+        }
+        let skip = end.max(run.file_block).saturating_sub(run.file_block);
+        if skip < run.count {
+            kept.push(Run {
+                file_block: run.file_block.saturating_add(skip),
+                volume_block: run.volume_block.saturating_add(skip),
+                count: run.count.saturating_sub(skip),
+                ..run
+            });
+        }
+    }
+    if let Mapping::Map(run) = mapping {
+        kept.push(run);
+        kept.sort_by_key(|run| run.file_block);
+    }
+    *runs = kept;
+}
+
 impl Xfs {
     /// The runs of a fork, in order.
     pub(super) fn runs(&self, inode: &Inode, fork: Fork) -> Result<Vec<Run>> {
@@ -220,6 +255,11 @@ impl Xfs {
             }
             Some((ForkForm::Tree, bytes)) => self.tree_runs(bytes, &mut runs)?,
             _ => {}
+        }
+        if let (Fork::Data, Some(mappings)) = (fork, self.mappings.get(&inode.number)) {
+            for mapping in mappings {
+                change(&mut runs, *mapping);
+            }
         }
         let mut end = 0_u64;
         for run in &runs {
@@ -302,4 +342,33 @@ fn children(node: &[u8], header: usize, count: u16) -> Result<Vec<u64>> {
     (0..usize::from(count))
         .map(|index| field::u64_be(node, first.saturating_add(index.saturating_mul(8))))
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_promised_change_cuts_what_it_covers_and_nothing_else() {
+        let run = |file_block, volume_block, count| Run {
+            file_block,
+            volume_block,
+            count,
+            is_unwritten: false,
+        };
+        let mut runs = vec![run(0, 100, 10), run(20, 300, 5)];
+        let (file_block, count) = (4, 2);
+        change(&mut runs, Mapping::Unmap { file_block, count });
+        assert_eq!(runs, [run(0, 100, 4), run(6, 106, 4), run(20, 300, 5)]);
+        change(&mut runs, Mapping::Map(run(4, 900, 2)));
+        let wanted = [
+            run(0, 100, 4),
+            run(4, 900, 2),
+            run(6, 106, 4),
+            run(20, 300, 5),
+        ];
+        assert_eq!(runs, wanted);
+        change(&mut runs, Mapping::Map(run(3, 500, 18)));
+        assert_eq!(runs, [run(0, 100, 3), run(3, 500, 18), run(21, 301, 4)]);
+    }
 }

@@ -1,12 +1,15 @@
-//! Whether the log is empty, and what is in use when it is.
+//! The log: whether anything lies in it, and what a mount would do with it.
 //!
 //! ```text
-//!   ring of 512-byte blocks, first word: cycle      c c c c │ c-1 c-1 c-1      the head is where it falls
-//!   before the head the last record: magic:4 cycle:4 version:4 length:4 … operations:4; empty: one, an unmount
-//!   AGF ─► tree of free space by block: leaf (start:4 count:4)…   node keys 8, children 4
+//!   ring ─► state ─┬─ clean
+//!                  └─ live: records ─► transactions ─► pass 1: what is cancelled   ─► overlay over the volume
+//!                                                  └─► pass 2: items, in order     ─► promised mappings
 //! ```
 //!
-//! **Invariants.** Free runs come in ascending order, else the group is corrupt: what is wrongly free would be lost.
+//! **Invariants.** Nothing is written. A log that cannot be replayed in full is not replayed at all: the file system is
+//! then read as it stands and said to be dirty, with the reason.
+//!
+//! **Not done.** Logs on another device, logs of machines of the other byte order: named.
 
 #![cfg_attr(
     not(test),
@@ -19,201 +22,129 @@
     )
 )]
 
-use std::collections::HashSet;
-use std::ops::ControlFlow;
+mod buffers;
+mod inodes;
+mod replay;
+mod ring;
+mod transactions;
 
-use super::{MAX_TREE_LEVELS, Xfs, superblock};
-use crate::filesystem::{Cleanliness, VolumeRange};
-use crate::{Error, Result, field};
+use std::collections::HashMap;
+use std::sync::Arc;
 
-const LOG_BLOCK: u64 = 512;
-const RECORD_MAGIC: u32 = 0xFEED_BABE;
-/// A record is at most 256 KiB, with its headers in front.
-const LONGEST_RECORD_BLOCKS: u64 = 544;
-const UNMOUNT: u8 = 0x20;
+use block::ReadAt;
 
-impl Xfs {
-    fn log_block(&self, start: u64, index: u64) -> Result<[u8; 512]> {
-        let mut bytes = [0; 512];
-        let at = start.saturating_add(index.saturating_mul(LOG_BLOCK));
-        self.blocks.read(at, &mut bytes)?;
-        Ok(bytes)
-    }
+pub(super) use self::replay::Mapping;
+use self::replay::{Cancelled, Outcome, Replay};
+use self::ring::{Checksums, Live, Ring, State};
+use self::transactions::{Keep, Transactions};
+use super::overlay::Overlay;
+use super::superblock::Superblock;
+use crate::filesystem::Cleanliness;
+use crate::{Error, ErrorKind, Result};
 
-    fn cycle(&self, start: u64, index: u64) -> Result<u32> {
-        let block = self.log_block(start, index)?;
-        let first = field::u32_be(&block, 0)?;
-        if first == RECORD_MAGIC {
-            return field::u32_be(&block, 4);
-        }
-        Ok(first)
-    }
+/// How often the beginning of the live part may turn out to be overwritten.
+const MAX_BEGINNINGS: usize = 64;
+/// The only feature of logs so far: attributes are changed by intents.
+const KNOWN_LOG_FEATURES: u32 = 1;
 
-    /// Whether the log has anything that is not written in place.
-    pub(super) fn log_state(&self) -> Result<Cleanliness> {
-        let Some((block, count)) = self.superblock.log else {
-            return Ok(Cleanliness::Dirty(
-                "its log is on another device: whether it is empty is not known".to_owned(),
-            ));
-        };
-        let start = self.superblock.run_offset(block, count)?;
-        let length = count
-            .saturating_mul(u64::from(self.superblock.block_bytes))
-            .checked_div(LOG_BLOCK)
-            .unwrap_or(0);
-        // The head: the first block of another cycle than block 0's.
-        let newest = self.cycle(start, 0)?;
-        let (mut low, mut high) = (0_u64, length);
-        while low < high {
-            let middle = low.midpoint(high);
-            if self.cycle(start, middle)? == newest {
-                low = middle.saturating_add(1);
-            } else {
-                high = middle;
-            }
-        }
-        for back in 1..=LONGEST_RECORD_BLOCKS.min(length) {
-            let index = low
-                .saturating_add(length)
-                .saturating_sub(back)
-                .checked_rem(length)
-                .unwrap_or(0);
-            let header = self.log_block(start, index)?;
-            if field::u32_be(&header, 0)? != RECORD_MAGIC {
-                continue;
-            }
-            let operations = field::u32_be(&header, 40)?;
-            let next = index.saturating_add(1).checked_rem(length).unwrap_or(0);
-            let body = self.log_block(start, next)?;
-            let flags = field::u8_at(&body, 9)?;
-            if operations == 1 && flags & UNMOUNT != 0 {
-                return Ok(Cleanliness::Clean);
-            }
-            return Ok(Cleanliness::Dirty(
-                "it was not unmounted, and its log was not replayed: the newest changes may be missing or half done"
-                    .to_owned(),
-            ));
-        }
-        Ok(Cleanliness::Dirty(
-            "the end of its log was not found".to_owned(),
-        ))
-    }
+/// A file system after its log was looked at.
+pub(super) struct Recovered {
+    pub(super) cleanliness: Cleanliness,
+    pub(super) overlay: Option<Arc<Overlay>>,
+    /// Changes of files, by inode, that were promised and not done.
+    pub(super) mappings: HashMap<u64, Vec<Mapping>>,
 }
 
-/// Tells what is not free, group by group, neighbours joined.
-pub(super) fn used_ranges(
-    xfs: &Xfs,
-    visit: &mut dyn FnMut(VolumeRange) -> ControlFlow<()>,
-) -> Result<ControlFlow<()>> {
-    let block_bytes = u64::from(xfs.superblock.block_bytes);
-    let mut open: Option<(u64, u64)> = None;
-    for group in 0..xfs.superblock.group_count {
-        let first = u64::from(group).saturating_mul(u64::from(xfs.superblock.group_blocks));
-        let length =
-            u64::from(xfs.superblock.group_blocks).min(xfs.superblock.blocks.saturating_sub(first));
-        let mut at = 0_u64;
-        let mut runs = free_runs(xfs, group, length)
-            .map_err(|error| error.within(format!("group {group}")))?;
-        runs.push((length, 0));
-        for (free, count) in runs {
-            if free > at {
-                let (start, end) = (first.saturating_add(at), first.saturating_add(free));
-                open = match open {
-                    Some((begin, last)) if last == start => Some((begin, end)),
-                    Some((begin, last)) => {
-                        if tell(begin, last, block_bytes, visit).is_break() {
-                            return Ok(ControlFlow::Break(()));
-                        }
-                        Some((start, end))
-                    }
-                    None => Some((start, end)),
-                };
-            }
-            at = free.saturating_add(count);
-        }
-    }
-    Ok(match open {
-        Some((begin, last)) => tell(begin, last, block_bytes, visit),
-        None => ControlFlow::Continue(()),
-    })
-}
-
-fn tell(
-    begin: u64,
-    end: u64,
-    block_bytes: u64,
-    visit: &mut dyn FnMut(VolumeRange) -> ControlFlow<()>,
-) -> ControlFlow<()> {
-    visit(VolumeRange {
-        offset: begin.saturating_mul(block_bytes),
-        length_bytes: end.saturating_sub(begin).saturating_mul(block_bytes),
-    })
-}
-
-/// Free runs of a group in order.
-fn free_runs(xfs: &Xfs, group: u32, length: u64) -> Result<Vec<(u64, u64)>> {
-    let block_bytes = u64::from(xfs.superblock.block_bytes);
-    let base = u64::from(group).saturating_mul(u64::from(xfs.superblock.group_blocks));
-    let sector = u64::from(xfs.superblock.sector_bytes);
-    let mut agf = vec![0; usize::from(xfs.superblock.sector_bytes)];
-    let at = base.saturating_mul(block_bytes).saturating_add(sector);
-    xfs.blocks.read(at, &mut agf)?;
-    if field::slice(&agf, 0, 4)? != b"XAGF" || field::u32_be(&agf, 8)? != group {
-        return Err(Error::corrupt("no header of its free space"));
-    }
-    if xfs.superblock.is_v5 {
-        superblock::check_sum(&agf, 216)?;
-    }
-    let levels = field::u32_be(&agf, 28)?;
-    if levels == 0 || levels > MAX_TREE_LEVELS {
-        return Err(Error::corrupt(format!("free space in {levels} levels")));
-    }
-    let (magic, header): (&[u8], usize) = if xfs.superblock.is_v5 {
-        (b"AB3B", 56)
-    } else {
-        (b"ABTB", 16)
+/// Replays the log in memory, if anything lies in it.
+///
+/// # Errors
+/// When the volume cannot be read. Whatever is wrong with the log is said in the cleanliness.
+pub(super) fn recover(volume: &Arc<dyn ReadAt>, superblock: &Superblock) -> Result<Recovered> {
+    let told = |cleanliness| Recovered {
+        cleanliness,
+        overlay: None,
+        mappings: HashMap::new(),
     };
-    let mut waiting = vec![(levels.saturating_sub(1), field::u32_be(&agf, 16)?)];
-    let mut seen = HashSet::new();
-    let mut runs: Vec<(u64, u64)> = Vec::new();
-    let mut end = 0_u64;
-    while let Some((level, at)) = waiting.pop() {
-        let number = u64::from(group) << xfs.superblock.group_log | u64::from(at);
-        if !seen.insert(at) {
-            return Err(Error::corrupt("a tree of free space that meets itself"));
-        }
-        let bytes = xfs.block(number)?;
-        let is_level = u32::from(field::u16_be(&bytes, 4)?) == level;
-        if field::slice(&bytes, 0, 4)? != magic || !is_level {
-            return Err(Error::corrupt(format!("block {at} of its free space")));
-        }
-        if xfs.superblock.is_v5 {
-            superblock::check_sum(&bytes, 52)?;
-        }
-        let count = usize::from(field::u16_be(&bytes, 6)?);
-        if level > 0 {
-            let room = bytes
-                .len()
-                .saturating_sub(header)
-                .checked_div(12)
-                .unwrap_or(0);
-            let first = header.saturating_add(room.saturating_mul(8));
-            for index in (0..count).rev() {
-                let place = first.saturating_add(index.saturating_mul(4));
-                waiting.push((level.saturating_sub(1), field::u32_be(&bytes, place)?));
-            }
-            continue;
-        }
-        for record in field::slice(&bytes, header, count.saturating_mul(8))?.chunks_exact(8) {
-            let start = u64::from(field::u32_be(record, 0)?);
-            let blocks = u64::from(field::u32_be(record, 4)?);
-            let last = start.saturating_add(blocks);
-            if start < end || blocks == 0 || last > length {
-                return Err(Error::corrupt("free runs out of order"));
-            }
-            end = last;
-            runs.push((start, blocks));
-        }
+    let Some(log) = superblock.log else {
+        return Ok(told(Cleanliness::Dirty(
+            "its log is on another device: whether it is empty is not known".to_owned(),
+        )));
+    };
+    match replay(volume, superblock, log) {
+        Ok(None) => Ok(told(Cleanliness::Clean)),
+        Ok(Some(outcome)) => Ok(Recovered {
+            cleanliness: Cleanliness::Replayed,
+            overlay: Some(Arc::new(outcome.overlay)),
+            mappings: outcome.mappings,
+        }),
+        Err(error) if matches!(error.kind(), ErrorKind::Io | ErrorKind::Cancelled) => Err(error),
+        Err(error) => Ok(told(Cleanliness::Dirty(format!(
+            "its log could not be replayed ({error}): the newest changes may be missing or half done"
+        )))),
     }
-    Ok(runs)
+}
+
+fn replay(
+    volume: &Arc<dyn ReadAt>,
+    superblock: &Superblock,
+    (block, count): (u64, u64),
+) -> Result<Option<Outcome>> {
+    let start = superblock.run_offset(block, count)?;
+    let bytes = count.saturating_mul(u64::from(superblock.block_bytes));
+    let ring = Ring::new(volume, start, bytes)?;
+    let State::Live(live) = ring.state()? else {
+        return Ok(None);
+    };
+    if superblock.log_features & !KNOWN_LOG_FEATURES != 0 {
+        return Err(Error::unsupported(format!(
+            "unknown features {:#x} of the log",
+            superblock.log_features
+        )));
+    }
+    let (live, cancelled) = first_pass(&ring, live, superblock)?;
+    let overlay = Overlay::over(Arc::clone(volume));
+    let mut replay = Replay::new(superblock, overlay, cancelled);
+    let mut transactions = Transactions::new(Keep::All);
+    let walked = ring.walk(
+        live,
+        Checksums::Believe,
+        &superblock.uuid,
+        &mut |record, body| {
+            transactions.record(record, body, &mut |lsn, items| {
+                replay.transaction(lsn, &items)
+            })
+        },
+    );
+    walked.map_err(|bad| bad.error)?;
+    replay.finish().map(Some)
+}
+
+/// Proves all records, and gathers what is cancelled. What was written last may have gone over the beginning of the live
+/// part when the ring was full: then it begins later.
+fn first_pass(
+    ring: &Ring<'_>,
+    mut live: Live,
+    superblock: &Superblock,
+) -> Result<(Live, Cancelled)> {
+    let checksums = if superblock.is_v5 {
+        Checksums::Prove
+    } else {
+        Checksums::ProveIfPresent
+    };
+    for _ in 0..MAX_BEGINNINGS {
+        let mut cancelled = Cancelled::default();
+        let mut transactions = Transactions::new(Keep::Formats);
+        let walked = ring.walk(live, checksums, &superblock.uuid, &mut |record, body| {
+            transactions.record(record, body, &mut |_, items| cancelled.gather(&items))
+        });
+        let Err(bad) = walked else {
+            return Ok((live, cancelled));
+        };
+        if bad.error.kind() != ErrorKind::Corrupt || !ring.is_near(bad.block, live.head) {
+            return Err(bad.error);
+        }
+        let next = ring.record_from(ring.behind(bad.block), live.head)?;
+        live.tail = next.ok_or(bad.error)?;
+    }
+    Err(Error::corrupt("the log has no beginning"))
 }

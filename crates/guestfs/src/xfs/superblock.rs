@@ -1,9 +1,12 @@
-//! The superblock, groups' headers, checksums, and where the log ends.
+//! The superblock, sizes and features, and checksums.
 //!
 //! ```text
 //!   group 0: superblock │ AGF (free space) │ AGI │ AGFL │ …     each a sector; group n begins at n × agblocks blocks
-//!   log: records of 512-byte blocks in a ring, each block's first word its cycle; the newest is an unmount record
+//!   block number: group │ block in it (group_log bits)     inode number: block number │ inode in it
 //! ```
+//!
+//! **Invariants.** Every size that others compute with was checked here. Version 5 must have the right checksum.
+//!
 //! Source: the XFS on-disk format documentation of the kernel.
 
 #![cfg_attr(
@@ -28,6 +31,9 @@ pub(super) struct Superblock {
     pub(super) block_log: u32,
     pub(super) blocks: u64,
     pub(super) uuid: [u8; 16],
+    /// What metadata is marked with; the same unless the id was changed later.
+    pub(super) meta_uuid: [u8; 16],
+    pub(super) has_meta_uuid: bool,
     pub(super) root: u64,
     pub(super) group_blocks: u32,
     pub(super) group_count: u32,
@@ -43,9 +49,26 @@ pub(super) struct Superblock {
     pub(super) label: String,
     pub(super) log: Option<(u64, u64)>,
     pub(super) needs_repair: bool,
+    /// Features that only matter while something lies in the log.
+    pub(super) log_features: u32,
+    /// Features that a reader need not know, unless it tells what is in use.
+    pub(super) has_unknown_space: bool,
+    pub(super) is_case_insensitive: bool,
 }
 
 const KNOWN_INCOMPAT: u32 = 0xFF;
+const INCOMPAT_META_UUID: u32 = 4;
+const REFUSED_INCOMPAT: [(u32, &str); 3] = [
+    (0x100, "a tree of metadata files (metadir)"),
+    (0x200, "zones"),
+    (0x400, "gaps in zones"),
+];
+/// Free inodes, reverse mappings, reference counts, counts of inode trees.
+const KNOWN_RO_COMPAT: u32 = 0xF;
+const VERSION_CASE_INSENSITIVE: u16 = 0x4000;
+/// Flags of inodes: times count nanoseconds from 1901 on; counts of extents are wide.
+pub(super) const INODE_BIG_TIME: u64 = 8;
+pub(super) const INODE_WIDE_COUNTS: u64 = 0x10;
 const INCOMPAT_FTYPE: u32 = 1;
 const INCOMPAT_NEEDS_REPAIR: u32 = 0x10;
 const INCOMPAT_NREXT64: u32 = 0x20;
@@ -93,12 +116,7 @@ impl Superblock {
             return Err(Error::unsupported("superblock: directories of version 1"));
         }
         let incompat = if is_v5 { field::u32_be(bytes, 216)? } else { 0 };
-        if incompat & !KNOWN_INCOMPAT != 0 {
-            return Err(Error::unsupported(format!(
-                "superblock: features {:#x}",
-                incompat & !KNOWN_INCOMPAT
-            )));
-        }
+        check_features(incompat)?;
         let features2 = if version & VERSION_MORE_BITS != 0 {
             field::u32_be(bytes, 200)?
         } else {
@@ -108,13 +126,21 @@ impl Superblock {
         check_sizes(bytes)?;
         let label = field::slice(bytes, 108, 12)?;
         let label = label.split(|byte| *byte == 0).next().unwrap_or(&[]);
+        let uuid = field::slice(bytes, 32, 16)?.try_into().unwrap_or([0; 16]);
+        let has_meta_uuid = incompat & INCOMPAT_META_UUID != 0;
         let log_start = field::u64_be(bytes, 48)?;
         let log_blocks = u64::from(field::u32_be(bytes, 96)?);
         Ok(Self {
             block_bytes: field::u32_be(bytes, 4)?,
             block_log: u32::from(field::u8_at(bytes, 120)?),
             blocks: field::u64_be(bytes, 8)?,
-            uuid: field::slice(bytes, 32, 16)?.try_into().unwrap_or([0; 16]),
+            uuid,
+            meta_uuid: if has_meta_uuid {
+                field::slice(bytes, 248, 16)?.try_into().unwrap_or(uuid)
+            } else {
+                uuid
+            },
+            has_meta_uuid,
             root: field::u64_be(bytes, 56)?,
             group_blocks: field::u32_be(bytes, 84)?,
             group_count: field::u32_be(bytes, 88)?,
@@ -131,6 +157,9 @@ impl Superblock {
             label: String::from_utf8_lossy(label).into_owned(),
             log: (log_start != 0).then_some((log_start, log_blocks)),
             needs_repair: incompat & INCOMPAT_NEEDS_REPAIR != 0,
+            log_features: if is_v5 { field::u32_be(bytes, 220)? } else { 0 },
+            has_unknown_space: is_v5 && field::u32_be(bytes, 212)? & !KNOWN_RO_COMPAT != 0,
+            is_case_insensitive: version & VERSION_CASE_INSENSITIVE != 0,
         })
     }
 
@@ -181,6 +210,18 @@ fn wrong(what: &str) -> Error {
     Error::corrupt(format!("superblock: {what}"))
 }
 
+fn check_features(incompat: u32) -> Result<()> {
+    let unknown = incompat & !KNOWN_INCOMPAT;
+    let named = (REFUSED_INCOMPAT.iter()).find(|(bit, _)| unknown & bit != 0);
+    match named {
+        Some((_, name)) => Err(Error::unsupported(format!("superblock: it has {name}"))),
+        None if unknown != 0 => Err(Error::unsupported(format!(
+            "superblock: unknown features {unknown:#x}"
+        ))),
+        None => Ok(()),
+    }
+}
+
 /// Bytes of a block of a directory.
 fn directory_bytes(bytes: &[u8]) -> Result<u32> {
     let log = u32::from(field::u8_at(bytes, 192)?);
@@ -225,12 +266,24 @@ fn check_sizes(bytes: &[u8]) -> Result<()> {
 
 /// Proves a record that carries its CRC-32C at `at`, little-endian.
 pub(super) fn check_sum(record: &[u8], at: usize) -> Result<()> {
-    let stored = field::u32_le(record, at)?;
-    let head = field::slice(record, 0, at)?;
-    let tail = record.get(at.saturating_add(4)..).unwrap_or(&[]);
-    let sum = crc32c::crc32c_append(crc32c::crc32c_append(crc32c::crc32c(head), &[0; 4]), tail);
-    if sum != stored {
+    if !field::sum_holds(sum(record, at)?, field::u32_le(record, at)?) {
         return Err(Error::corrupt("wrong checksum"));
     }
     Ok(())
+}
+
+/// Makes the checksum of a record that carries it at `at`.
+pub(super) fn set_sum(record: &mut [u8], at: usize) -> Result<()> {
+    let sum = sum(record, at)?;
+    if let Some(target) = record.get_mut(at..at.saturating_add(4)) {
+        target.copy_from_slice(&sum.to_le_bytes());
+    }
+    Ok(())
+}
+
+fn sum(record: &[u8], at: usize) -> Result<u32> {
+    let head = field::slice(record, 0, at)?;
+    let tail = record.get(at.saturating_add(4)..).unwrap_or(&[]);
+    let head = crc32c::crc32c_append(crc32c::crc32c(head), &[0; 4]);
+    Ok(crc32c::crc32c_append(head, tail))
 }
