@@ -15,14 +15,17 @@
 //! | `stream`, `lznt1`, `wof`, `xpress`, `lzx`, `huffman` | bytes of a stream, compressed ones unpacked |
 //! | `index`, `names`, `upcase` | directories: listed in the order of their blocks, looked up by descent |
 //! | `inspect`, `reparse`, `security` | what belongs to a file |
-//! | `space`, `journal` | the volume as a whole |
+//! | `space` | the volume as a whole |
+//! | `journal`, `overlay` | what was written to the journal and not yet to its place |
 //!
 //! **Invariants.** As [`crate::filesystem`] asks. Names of DOS (8.3) beside a long name are found but not listed; the files of
 //! the file system itself (`$MFT` and others below number 16) likewise.
 //!
-//! **Not done.** `$LogFile` is looked at, not replayed: a volume that was in use says so and tells no used ranges. Files of EFS,
-//! of Windows data deduplication and of clouds are named as such and refused. The change journal and shadow copies are
-//! files and streams like any other.
+//! The journal of a volume that was in use is replayed in memory ([`Cleanliness::Replayed`]), as a mount by Windows would; where that
+//! cannot be done in full, nothing is, files are read as they stand, and no used ranges are told.
+//!
+//! **Not done.** Files of EFS, of Windows data deduplication and of clouds are named as such and refused. The change journal and
+//! shadow copies are files and streams like any other.
 //!
 //! Sources: \[MS-FSCC\], \[MS-XCA\], the Linux-NTFS project's documentation of the format.
 
@@ -48,6 +51,7 @@ mod journal;
 mod lznt1;
 mod lzx;
 mod names;
+mod overlay;
 mod record;
 mod reparse;
 mod runs;
@@ -69,6 +73,7 @@ use self::boot::{BootOrigin, BootSector};
 use self::device::Device;
 use self::index::Index;
 use self::inspect::Nature;
+use self::journal::{Journal, Replayed};
 use self::names::NameEntry;
 use self::record::{DATA, VOLUME_INFORMATION, VOLUME_NAME, utf16};
 use self::reparse::Reparse;
@@ -95,17 +100,50 @@ pub struct NtfsFileSystem {
     origin: BootOrigin,
     upper_case: UpperCase,
     root: FileId,
+    journal: JournalState,
     facts: OnceLock<FileSystemFacts>,
 }
 
-/// Opens the NTFS on a volume. Reads the boot sector and two file records; [`FileSystem::facts`] reads the bitmap when it is
-/// asked for the first time.
+/// How what is read came through the journal.
+enum JournalState {
+    Closed,
+    Replayed {
+        /// The volume as it stands, for what lies there before Windows replays the journal itself.
+        before: Box<FileTable>,
+        records: Vec<u64>,
+        places: Vec<(u64, u64)>,
+    },
+    Pending(String),
+}
+
+/// Opens the NTFS on a volume. Reads the boot sector and a few file records, and replays the journal of a volume that was in use,
+/// in memory; [`FileSystem::facts`] reads the bitmap when it is asked for the first time.
 ///
 /// # Errors
 /// [`ErrorKind::Corrupt`] when this is no NTFS, or neither boot sector, file table nor their copies can be read.
 pub fn open(volume: Arc<dyn ReadAt>) -> Result<NtfsFileSystem> {
     let (boot, origin) = BootSector::read(volume.as_ref())?;
-    let table = FileTable::open(&Arc::new(Device::new(volume)), &boot)?;
+    let table = FileTable::open(&Arc::new(Device::new(Arc::clone(&volume))), &boot)?;
+    let (table, journal) = match journal::open(&volume, &table, &boot) {
+        Journal::Closed => (table, JournalState::Closed),
+        Journal::Pending(reason) => (table, JournalState::Pending(reason)),
+        Journal::Replayed(replayed) => {
+            let Replayed {
+                table: replayed,
+                records,
+                places,
+            } = *replayed;
+            let before = Box::new(table);
+            (
+                replayed,
+                JournalState::Replayed {
+                    before,
+                    records,
+                    places,
+                },
+            )
+        }
+    };
     let root = table
         .file(ROOT_RECORD)
         .map_err(|error| error.within("root directory"))?;
@@ -118,6 +156,7 @@ pub fn open(volume: Arc<dyn ReadAt>) -> Result<NtfsFileSystem> {
         origin,
         upper_case: UpperCase::new(),
         root: root.id(),
+        journal,
         facts: OnceLock::new(),
     })
 }
@@ -169,10 +208,8 @@ impl NtfsFileSystem {
             }
             Err(error) => trouble.push(format!("$Volume cannot be read: {error}")),
         }
-        match journal::pending(&self.table) {
-            Ok(None) => {}
-            Ok(Some(reason)) => trouble.push(reason),
-            Err(error) => trouble.push(format!("$LogFile cannot be read: {error}")),
+        if let JournalState::Pending(reason) = &self.journal {
+            trouble.push(reason.clone());
         }
         match self.is_hibernated() {
             Ok(false) => {}
@@ -196,10 +233,10 @@ impl NtfsFileSystem {
             size_bytes: self.boot.size_bytes(),
             free_bytes,
             cluster_bytes: u32::try_from(self.boot.cluster_bytes).unwrap_or(u32::MAX),
-            cleanliness: if trouble.is_empty() {
-                Cleanliness::Clean
-            } else {
-                Cleanliness::Dirty(trouble.join("; "))
+            cleanliness: match &self.journal {
+                _ if !trouble.is_empty() => Cleanliness::Dirty(trouble.join("; ")),
+                JournalState::Replayed { .. } => Cleanliness::Replayed,
+                _ => Cleanliness::Clean,
             },
             times_are_local: false,
             is_case_insensitive: true,
@@ -375,7 +412,17 @@ impl FileSystem for NtfsFileSystem {
                 "what is in use cannot be told of this NTFS: {reason}"
             )));
         }
-        space::used_ranges(&self.table, visit)
+        let JournalState::Replayed {
+            before,
+            records,
+            places,
+        } = &self.journal
+        else {
+            return space::used_ranges(&[&self.table], &[], visit);
+        };
+        let tables = [&self.table, before.as_ref()];
+        let others = space::clusters_of_replay(&tables, records, places)?;
+        space::used_ranges(&tables, &others, visit)
     }
 
     fn file_ranges(

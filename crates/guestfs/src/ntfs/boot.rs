@@ -25,6 +25,7 @@ pub(super) struct BootSector {
     pub(super) sector_bytes: u64,
     pub(super) cluster_bytes: u64,
     pub(super) record_bytes: u64,
+    pub(super) index_bytes: u64,
     pub(super) total_sectors: u64,
     pub(super) mft_cluster: u64,
     pub(super) mirror_cluster: u64,
@@ -91,13 +92,13 @@ impl BootSector {
         if total_sectors == 0 {
             return Err(Error::corrupt("a volume of no sectors"));
         }
-        block_bytes(field::u8_at(bytes, 68)?, cluster_bytes)
-            .map_err(|error| error.within("index blocks"))?;
         Ok(Self {
             sector_bytes,
             cluster_bytes,
             record_bytes: block_bytes(field::u8_at(bytes, 64)?, cluster_bytes)
                 .map_err(|error| error.within("file records"))?,
+            index_bytes: block_bytes(field::u8_at(bytes, 68)?, cluster_bytes)
+                .map_err(|error| error.within("index blocks"))?,
             total_sectors,
             mft_cluster,
             mirror_cluster: field::u64_le(bytes, 56)?,

@@ -126,16 +126,8 @@ pub(super) fn apply_fixups(block: &mut [u8], magic: &[u8; 4]) -> Result<()> {
             String::from_utf8_lossy(magic)
         )));
     }
-    let at = usize::from(field::u16_le(block, 4)?);
-    let sectors = usize::from(field::u16_le(block, 6)?).saturating_sub(1);
-    // 512 bytes whatever the sectors of the disk are; wider strides are read where the array says so.
-    let stride = block
-        .len()
-        .checked_div(sectors)
-        .filter(|stride| stride.is_power_of_two() && *stride >= 512)
-        .filter(|stride| stride.checked_mul(sectors) == Some(block.len()))
-        .ok_or_else(|| Error::corrupt(format!("fixups of {sectors} sectors")))?;
-    let array = field::slice(block, at, sectors.saturating_add(1).saturating_mul(2))?.to_vec();
+    let (stride, array) = fixup_array(block)?;
+    let array = array.to_vec();
     let (mark, fixups) = array.split_at(2);
     for (number, (sector, fixup)) in block
         .chunks_exact_mut(stride)
@@ -153,6 +145,40 @@ pub(super) fn apply_fixups(block: &mut [u8], magic: &[u8; 4]) -> Result<()> {
         tail.copy_from_slice(fixup);
     }
     Ok(())
+}
+
+/// Makes a block again what it is on disk; [`apply_fixups`] the other way round.
+pub(super) fn protect(block: &mut [u8]) -> Result<()> {
+    let (stride, array) = fixup_array(block)?;
+    let mark = field::slice(array, 0, 2)?.to_vec();
+    let at = usize::from(field::u16_le(block, 4)?);
+    let mut saved = mark.clone();
+    for sector in block.chunks_exact_mut(stride) {
+        if let Some(tail) = sector.last_chunk_mut::<2>() {
+            saved.extend_from_slice(tail);
+            tail.copy_from_slice(&mark);
+        }
+    }
+    at.checked_add(saved.len())
+        .and_then(|end| block.get_mut(at..end))
+        .ok_or_else(|| Error::corrupt("fixups behind their block"))?
+        .copy_from_slice(&saved);
+    Ok(())
+}
+
+/// How far the protected places lie from each other, and the mark with the bytes that belong there.
+fn fixup_array(block: &[u8]) -> Result<(usize, &[u8])> {
+    let at = usize::from(field::u16_le(block, 4)?);
+    let sectors = usize::from(field::u16_le(block, 6)?).saturating_sub(1);
+    // 512 bytes whatever the sectors of the disk are; wider strides are read where the array says so.
+    let stride = block
+        .len()
+        .checked_div(sectors)
+        .filter(|stride| stride.is_power_of_two() && *stride >= 512)
+        .filter(|stride| stride.checked_mul(sectors) == Some(block.len()))
+        .ok_or_else(|| Error::corrupt(format!("fixups of {sectors} sectors")))?;
+    let bytes = sectors.saturating_add(1).saturating_mul(2);
+    Ok((stride, field::slice(block, at, bytes)?))
 }
 
 impl FileRecord {

@@ -34,6 +34,21 @@ pub(super) struct RunList {
 }
 
 impl RunList {
+    /// A list of which the first part begins at another cluster than 0: a piece of a stream for itself.
+    pub(super) fn from_part(lowest: u64, pairs: &[u8], total_clusters: u64) -> Result<Self> {
+        let mut list = Self {
+            end: lowest,
+            ..Self::default()
+        };
+        list.append(lowest, pairs, total_clusters)?;
+        Ok(list)
+    }
+
+    /// The cluster of the stream behind the last one.
+    pub(super) fn end(&self) -> u64 {
+        self.end
+    }
+
     pub(super) fn runs(&self) -> &[Run] {
         &self.runs
     }

@@ -4,43 +4,93 @@ use std::ops::ControlFlow;
 
 use super::arithmetic::{length, multiply};
 use super::record::DATA;
+use super::stream::AttributeReader;
 use super::table::FileTable;
 use crate::filesystem::VolumeRange;
-use crate::{Error, Result};
+use crate::{Error, ErrorKind, Result};
 
 const BITMAP_RECORD: u64 = 6;
 const WINDOW_BYTES: u64 = 256 << 10;
+/// Of the files that a replay changed.
+const MAX_REPLAY_RUNS: usize = 1 << 20;
 
-/// Runs of clusters in use, ascending.
+/// Clusters that must not be lost where the journal was replayed in memory only, since Windows will replay it again on what lies
+/// there: what the changed file records name, before and after, and all that the replay would have written to. Ascending,
+/// apart from each other: first and count.
+pub(super) fn clusters_of_replay(
+    tables: &[&FileTable],
+    records: &[u64],
+    places: &[(u64, u64)],
+) -> Result<Vec<(u64, u64)>> {
+    let mut found = Vec::new();
+    for table in tables {
+        let cluster_bytes = table.geometry.cluster_bytes;
+        for (offset, size) in places {
+            let first = offset.checked_div(cluster_bytes).unwrap_or(0);
+            let end = offset.saturating_add(*size).div_ceil(cluster_bytes.max(1));
+            found.push((first, end.saturating_sub(first)));
+        }
+        for number in records {
+            // A record that is not readable on one side names nothing there; on the other it was checked.
+            found.extend(table.clusters_of_record(*number).unwrap_or_default());
+            if found.len() > MAX_REPLAY_RUNS {
+                found = merged(found);
+            }
+            if found.len() > MAX_REPLAY_RUNS {
+                return Err(Error::new(
+                    ErrorKind::Limit,
+                    "the journal changed files of too many pieces",
+                ));
+            }
+        }
+    }
+    Ok(merged(found))
+}
+
+fn merged(mut runs: Vec<(u64, u64)>) -> Vec<(u64, u64)> {
+    runs.sort_unstable();
+    let mut merged: Vec<(u64, u64)> = Vec::new();
+    for (first, count) in runs {
+        match merged.last_mut() {
+            Some((start, length)) if first <= start.saturating_add(*length) => {
+                let end = first.saturating_add(count);
+                *length = (*length).max(end.saturating_sub(*start));
+            }
+            _ => merged.push((first, count)),
+        }
+    }
+    merged
+}
+
+/// Runs of clusters that are in use in any of the bitmaps, or among the others; ascending.
 pub(super) fn used_clusters(
-    table: &FileTable,
+    tables: &[&FileTable],
+    others: &[(u64, u64)],
     visit: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
 ) -> Result<()> {
-    let total = table.geometry.total_clusters;
-    let file = table.file(BITMAP_RECORD)?;
-    let reader = table.reader(&file, DATA, &[])?;
+    let Some(total) = tables.first().map(|table| table.geometry.total_clusters) else {
+        return Ok(());
+    };
+    let readers = tables
+        .iter()
+        .map(|table| bitmap(table))
+        .collect::<Result<Vec<_>>>()?;
     let bytes = total.div_ceil(8);
-    if reader.size_bytes() < bytes {
-        return Err(Error::corrupt(format!(
-            "$Bitmap has {} bytes for {total} clusters",
-            reader.size_bytes()
-        )));
-    }
-    if multiply(total, table.geometry.cluster_bytes)? > table.device.size_bytes() {
-        return Err(Error::corrupt(format!(
-            "the file system has {total} clusters, more than the volume"
-        )));
-    }
     let mut run: Option<(u64, u64)> = None;
     let mut offset = 0;
-    let mut window = vec![0; length(WINDOW_BYTES.min(bytes))?];
+    let mut others = others;
     while offset < bytes {
         let left = length(bytes.saturating_sub(offset).min(WINDOW_BYTES))?;
-        let Some(part) = window.get_mut(..left) else {
-            break;
-        };
-        reader.read(offset, part)?;
-        for (number, byte) in (0_u64..).zip(part.iter()) {
+        let mut window = vec![0; left];
+        let mut part = vec![0; left];
+        for reader in &readers {
+            reader.read(offset, &mut part)?;
+            for (all, one) in window.iter_mut().zip(&part) {
+                *all |= *one;
+            }
+        }
+        others = set_bits(&mut window, offset, others);
+        for (number, byte) in (0_u64..).zip(window.iter()) {
             let first = offset.saturating_add(number).saturating_mul(8);
             if extend(&mut run, first, *byte, total, visit).is_break() {
                 return Ok(());
@@ -53,6 +103,49 @@ pub(super) fn used_clusters(
         let _ = visit(first, count);
     }
     Ok(())
+}
+
+/// Opens the bitmap, and sees to it that it speaks of all clusters.
+fn bitmap(table: &FileTable) -> Result<AttributeReader> {
+    let total = table.geometry.total_clusters;
+    let file = table.file(BITMAP_RECORD)?;
+    let reader = table.reader(&file, DATA, &[])?;
+    if reader.size_bytes() < total.div_ceil(8) {
+        return Err(Error::corrupt(format!(
+            "$Bitmap has {} bytes for {total} clusters",
+            reader.size_bytes()
+        )));
+    }
+    if multiply(total, table.geometry.cluster_bytes)? > table.device.size_bytes() {
+        return Err(Error::corrupt(format!(
+            "the file system has {total} clusters, more than the volume"
+        )));
+    }
+    Ok(reader)
+}
+
+/// Sets the bits of those runs that reach into a window; gives those that reach beyond.
+fn set_bits<'r>(window: &mut [u8], offset: u64, mut runs: &'r [(u64, u64)]) -> &'r [(u64, u64)] {
+    let start = offset.saturating_mul(8);
+    let end = start.saturating_add(crate::field::bytes(window.len()).saturating_mul(8));
+    while let Some(((first, count), rest)) = runs.split_first() {
+        let behind = first.saturating_add(*count);
+        for cluster in (*first).max(start)..behind.min(end) {
+            let inside = cluster.saturating_sub(start);
+            let byte = usize::try_from(inside / 8)
+                .ok()
+                .and_then(|index| window.get_mut(index));
+            if let Some(byte) = byte {
+                let bit = u32::try_from(inside % 8).unwrap_or(0);
+                *byte |= 1_u8.wrapping_shl(bit);
+            }
+        }
+        if behind > end {
+            break;
+        }
+        runs = rest;
+    }
+    runs
 }
 
 /// Adds eight clusters to the run, telling it when it ends.
@@ -89,15 +182,19 @@ fn extend(
 
 /// The same in bytes of the volume, with what lies behind the last cluster, where the copy of the boot sector is.
 pub(super) fn used_ranges(
-    table: &FileTable,
+    tables: &[&FileTable],
+    others: &[(u64, u64)],
     visit: &mut dyn FnMut(VolumeRange) -> ControlFlow<()>,
 ) -> Result<()> {
+    let Some(table) = tables.first() else {
+        return Ok(());
+    };
     let cluster_bytes = table.geometry.cluster_bytes;
     let tail = multiply(table.geometry.total_clusters, cluster_bytes)?;
     let end = table.device.size_bytes();
     let mut is_stopped = false;
     let mut last: Option<VolumeRange> = None;
-    used_clusters(table, &mut |first, count| {
+    used_clusters(tables, others, &mut |first, count| {
         if let Some(range) = last.take()
             && visit(range).is_break()
         {
@@ -138,7 +235,7 @@ pub(super) fn used_ranges(
 /// Bytes of free clusters.
 pub(super) fn free_bytes(table: &FileTable) -> Result<u64> {
     let mut used = 0_u64;
-    used_clusters(table, &mut |_, count| {
+    used_clusters(&[table], &[], &mut |_, count| {
         used = used.saturating_add(count);
         ControlFlow::Continue(())
     })?;

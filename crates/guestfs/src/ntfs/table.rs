@@ -17,6 +17,7 @@ use super::boot::BootSector;
 use super::cache::GenerationCache;
 use super::device::Device;
 use super::record::{ATTRIBUTE_LIST, Attribute, AttributeBody, DATA, FileRecord, NUMBER_MASK};
+use super::runs::RunList;
 use super::stream::{AttributeReader, ClusterGeometry};
 use crate::{Error, ErrorKind, FileId, Result, field};
 
@@ -134,6 +135,58 @@ impl FileTable {
             .read(offset, &mut block)
             .and_then(|()| FileRecord::parse(block))
             .map_err(|error| error.within(format!("file record {number}")))
+    }
+
+    /// Where a record lies on the volume, as offsets and lengths; `None` behind the end of the table.
+    pub(super) fn places(&self, number: u64) -> Result<Option<Vec<(u64, u64)>>> {
+        let start = multiply(number, self.record_bytes)?;
+        let end = add(start, self.record_bytes)?;
+        if end > self.stream.size_bytes() {
+            return Ok(None);
+        }
+        let cluster_bytes = self.geometry.cluster_bytes;
+        let runs = self
+            .stream
+            .plain_runs()?
+            .ok_or_else(|| Error::corrupt("a file table in its own record"))?;
+        let mut places = Vec::new();
+        let mut offset = start;
+        while offset < end {
+            let cluster = offset.checked_div(cluster_bytes).unwrap_or(0);
+            let inside = offset.checked_rem(cluster_bytes).unwrap_or(0);
+            let place = runs
+                .at(cluster)
+                .and_then(|run| run.place)
+                .ok_or_else(|| Error::corrupt(format!("file record {number} lies nowhere")))?;
+            let size = cluster_bytes
+                .saturating_sub(inside)
+                .min(end.saturating_sub(offset));
+            places.push((add(multiply(place, cluster_bytes)?, inside)?, size));
+            offset = add(offset, size)?;
+        }
+        Ok(Some(places))
+    }
+
+    /// Whether a record can be parsed.
+    pub(super) fn check(&self, number: u64) -> Result<()> {
+        self.record(number).map(drop)
+    }
+
+    /// Clusters that a record names, whatever file it belongs to: first and count. None when it is not in use.
+    pub(super) fn clusters_of_record(&self, number: u64) -> Result<Vec<(u64, u64)>> {
+        let mut found = Vec::new();
+        for attribute in &self.record(number)?.attributes {
+            let AttributeBody::Runs(body) = &attribute.body else {
+                continue;
+            };
+            let runs = RunList::from_part(body.lowest, &body.pairs, self.geometry.total_clusters)?;
+            found.extend(
+                runs.runs()
+                    .iter()
+                    .filter_map(|run| Some((run.place?, run.clusters))),
+            );
+        }
+        Ok(found)
     }
 
     fn extension(&self, number: u64, base: u64) -> Result<FileRecord> {
