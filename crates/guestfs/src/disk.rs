@@ -25,7 +25,9 @@
 
 use std::sync::Arc;
 
+use crate::btrfs::pool;
 use crate::encrypted::{self, UnlockKey};
+use crate::filesystem::FileSystemKind;
 use crate::partition::{self, PartitionRole, PartitionTable, PartitionType};
 use crate::probe::{self, Content, ContentKind};
 use crate::volume::pieces::{Source, Window};
@@ -236,7 +238,27 @@ pub fn inspect_with_keys(disks: &[Source], keys: &[UnlockKey]) -> Result<DiskLay
         add_groups(&inner, &mut layout)?;
         open_encrypted(&mut layout, known, keys)?;
     }
+    add_pools(&mut layout)?;
     Ok(layout)
+}
+
+/// Lists file systems on several devices, which are then told as members.
+fn add_pools(layout: &mut DiskLayout) -> Result<()> {
+    let btrfs = ContentKind::FileSystem(FileSystemKind::Btrfs);
+    let mut devices = candidates(layout);
+    devices.retain(|candidate| {
+        let volume = layout.volume(&candidate.name);
+        volume.is_some_and(|volume| volume.content.kind == btrfs)
+    });
+    for pool in pool::assemble(&devices)? {
+        for volume in &mut layout.volumes {
+            if pool.members.contains(&volume.name) {
+                volume.content.kind = ContentKind::Member(probe::Membership::Btrfs);
+            }
+        }
+        add_logical(pool.volume, layout)?;
+    }
+    Ok(())
 }
 
 /// The volumes of the LVM groups that lie on these.

@@ -313,6 +313,11 @@ pub trait FileSystem: Send + Sync {
     /// What it is.
     fn facts(&self) -> &FileSystemFacts;
 
+    /// What a person who looks for files should know besides: subvolumes that the root does not lead to.
+    fn remarks(&self) -> Vec<String> {
+        Vec::new()
+    }
+
     /// Its root directory.
     fn root(&self) -> FileId;
 

@@ -10,6 +10,7 @@
 //!
 //! It opens no files of the host and knows nothing of repositories: a disk is a [`block::ReadAt`].
 
+pub mod btrfs;
 pub mod cache;
 pub mod disk;
 pub mod encrypted;

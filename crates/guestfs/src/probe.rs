@@ -66,6 +66,8 @@ pub enum Membership {
     Zfs,
     /// A cache of Linux before or behind a disk.
     Bcache,
+    /// A Btrfs on several devices.
+    Btrfs,
     /// A set of a RAID controller; its name as `blkid` writes it.
     Controller(&'static str),
 }
@@ -110,6 +112,7 @@ impl ContentKind {
             Self::Member(Membership::Ldm) => "ldm_member",
             Self::Member(Membership::Zfs) => "zfs_member",
             Self::Member(Membership::Bcache) => "bcache",
+            Self::Member(Membership::Btrfs) => "btrfs",
             Self::Member(Membership::Controller(name)) => name,
             Self::Swap => "swap",
             Self::Hibernation => "swsuspend",

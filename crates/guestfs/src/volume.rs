@@ -9,7 +9,7 @@
 //! names them.
 
 pub(crate) mod checksum;
-mod galois;
+pub(crate) mod galois;
 pub mod ldm;
 pub mod lvm;
 pub mod md;
@@ -28,6 +28,8 @@ pub enum VolumeScheme {
     Lvm,
     /// MD of Linux.
     Md,
+    /// Btrfs on several devices.
+    Btrfs,
 }
 
 impl VolumeScheme {
@@ -37,6 +39,7 @@ impl VolumeScheme {
             Self::Ldm => "ldm",
             Self::Lvm => "lvm",
             Self::Md => "md",
+            Self::Btrfs => "btrfs",
         }
     }
 }

@@ -14,7 +14,7 @@
 )]
 
 /// The product of two elements.
-pub(super) fn multiply(left: u8, right: u8) -> u8 {
+pub(crate) fn multiply(left: u8, right: u8) -> u8 {
     let (mut a, mut b, mut product) = (left, right, 0_u8);
     while b != 0 {
         if b & 1 == 1 {
@@ -27,25 +27,25 @@ pub(super) fn multiply(left: u8, right: u8) -> u8 {
 }
 
 /// The generator to this power.
-pub(super) fn power(exponent: usize) -> u8 {
+pub(crate) fn power(exponent: usize) -> u8 {
     (0..exponent % 255).fold(1, |value, _| multiply(value, 2))
 }
 
 /// One over an element; zero has none and gives zero.
-pub(super) fn inverse(value: u8) -> u8 {
+pub(crate) fn inverse(value: u8) -> u8 {
     // a^255 = 1, so a^254 is the inverse.
     (0..254).fold(1, |product, _| multiply(product, value))
 }
 
 /// `target += other`, byte by byte.
-pub(super) fn add(target: &mut [u8], other: &[u8]) {
+pub(crate) fn add(target: &mut [u8], other: &[u8]) {
     for (byte, more) in target.iter_mut().zip(other) {
         *byte ^= more;
     }
 }
 
 /// `target *= factor`.
-pub(super) fn scale(target: &mut [u8], factor: u8) {
+pub(crate) fn scale(target: &mut [u8], factor: u8) {
     let table = products(factor);
     for byte in target {
         *byte = table.get(usize::from(*byte)).copied().unwrap_or(0);
@@ -53,7 +53,7 @@ pub(super) fn scale(target: &mut [u8], factor: u8) {
 }
 
 /// `target += other * factor`.
-pub(super) fn add_scaled(target: &mut [u8], other: &[u8], factor: u8) {
+pub(crate) fn add_scaled(target: &mut [u8], other: &[u8], factor: u8) {
     let table = products(factor);
     for (byte, more) in target.iter_mut().zip(other) {
         *byte ^= table.get(usize::from(*more)).copied().unwrap_or(0);

@@ -1,5 +1,6 @@
 //! Tests of what is inside disks.
 
+mod btrfs;
 mod conformance;
 mod corpus;
 mod ext;
