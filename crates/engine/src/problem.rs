@@ -172,8 +172,8 @@ fn image_rule(kind: vdisk::ErrorKind) -> Rule {
         Kind::Incomplete => (
             "HK-2003",
             "The image is not whole.",
-            "Its creation was interrupted, or the file was cut short.",
-            "Take another copy, or restore again",
+            "Its creation was interrupted, the file was cut short, or what looks like its end was left by something else.",
+            "Take another copy, or restore again; if it is a plain disk all the same: --format raw",
         ),
         Kind::ParentNotFound => (
             "HK-2004",
@@ -206,6 +206,16 @@ fn image_rule(kind: vdisk::ErrorKind) -> Rule {
             "Look at the path and its permissions, then run the command again",
         ),
     }
+}
+
+/// What lies inside a disk has a rule of its own where a job's would point elsewhere.
+fn inside_rule(kind: guestfs::ErrorKind) -> Option<Rule> {
+    (kind == guestfs::ErrorKind::Locked).then_some((
+        "HK-3010",
+        "An encrypted volume stays locked.",
+        "No key was given, or none that opens it; the evidence says which kinds of keys it takes.",
+        "Give one with --unlock-passphrase-file, --unlock-key-file or --unlock-recovery-key-file",
+    ))
 }
 
 fn job_rule(kind: ErrorKind) -> Rule {
@@ -317,6 +327,11 @@ impl Problem {
                 rule = Some(repository_rule(below.kind()));
             } else if let Some(below) = at.downcast_ref::<vdisk::Error>() {
                 rule = Some(image_rule(below.kind()));
+            } else if let Some(below) = at
+                .downcast_ref::<guestfs::Error>()
+                .and_then(|below| inside_rule(below.kind()))
+            {
+                rule = Some(below);
             } else if rule.is_none() {
                 rule = at
                     .downcast_ref::<Error>()

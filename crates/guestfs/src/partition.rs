@@ -304,13 +304,15 @@ impl PartitionTable {
 pub fn read(disk: &dyn ReadAt) -> Result<PartitionTable> {
     let sector = read_head(disk, 0, 512)?;
     let boot = mbr::BootRecord::parse(&sector)?;
-    let mut table = match gpt::read(disk, boot.as_ref())? {
+    let mut found = gpt::read(disk, boot.as_ref())?;
+    let mut table = match found.table {
         Some(table) => table,
         None => match boot {
             Some(boot) if boot.is_table() => mbr::read(disk, &boot)?,
             _ => PartitionTable::empty(foreign(disk, &sector)?),
         },
     };
+    table.findings.append(&mut found.findings);
     table.examine(disk.size_bytes());
     Ok(table)
 }

@@ -7,7 +7,7 @@
 //! ```
 //!
 //! The primary copy lies in sector 1, the backup in the last sector (or where the primary says, when a disk was
-//! enlarged). A sector of 512 bytes is tried before one of 4096. Source: UEFI 2.10, 5.3.
+//! enlarged). Entries with a wrong checksum are shown, with a finding, when no copy is better. A sector of 512 bytes is tried before one of 4096. Source: UEFI 2.10, 5.3.
 
 #![cfg_attr(
     not(test),
@@ -34,16 +34,27 @@ const MAX_ENTRIES: u32 = 1024;
 const MAX_ENTRY_BYTES: u32 = 4096;
 const MAX_ARRAY_BYTES: u64 = 1024 * 1024;
 
-/// A header whose checksums are right, with its entries.
+/// A header whose own checksum is right, with its entries.
 struct Copy {
+    /// The checksum of the entries is wrong: they are used where there is nothing better.
+    is_flawed: bool,
     disk: Guid,
     other_lba: u64,
     partitions: Vec<Partition>,
     bad_entries: Vec<u32>,
 }
 
-/// `None` when neither place of either sector size has a header that begins as one.
-pub(super) fn read(disk: &dyn ReadAt, boot: Option<&BootRecord>) -> Result<Option<PartitionTable>> {
+/// What was found where the copies should be.
+pub(super) struct Found {
+    /// The table, if at least one header is right.
+    pub(super) table: Option<PartitionTable>,
+    /// What is wrong with headers that begin as such, when none is right.
+    pub(super) findings: Vec<Finding>,
+}
+
+/// Looks for a table in both places with both sizes of a sector.
+pub(super) fn read(disk: &dyn ReadAt, boot: Option<&BootRecord>) -> Result<Found> {
+    let mut findings = Vec::new();
     for sector_bytes in [512_u32, 4096] {
         let primary = copy_at(disk, 1, sector_bytes);
         let last = last_lba(disk, sector_bytes);
@@ -58,11 +69,18 @@ pub(super) fn read(disk: &dyn ReadAt, boot: Option<&BootRecord>) -> Result<Optio
         if !begins && primary.is_err() && backup.is_err() {
             continue;
         }
-        if let Some(table) = combine(primary, backup, sector_bytes, boot)? {
-            return Ok(Some(table));
+        match combine(primary, backup, sector_bytes, boot)? {
+            Ok(table) => {
+                let table = Some(table);
+                return Ok(Found { table, findings });
+            }
+            Err(mut damage) => findings.append(&mut damage),
         }
     }
-    Ok(None)
+    Ok(Found {
+        table: None,
+        findings,
+    })
 }
 
 fn last_lba(disk: &dyn ReadAt, sector_bytes: u32) -> u64 {
@@ -82,9 +100,16 @@ fn combine(
     backup: Result<Copy>,
     sector_bytes: u32,
     boot: Option<&BootRecord>,
-) -> Result<Option<PartitionTable>> {
+) -> Result<std::result::Result<PartitionTable, Vec<Finding>>> {
     let mut table = PartitionTable::empty(TableKind::Gpt);
     table.sector_bytes = sector_bytes;
+    let (primary, backup) = match (primary, backup) {
+        (Ok(primary), backup) if primary.is_flawed && !backup.as_ref().is_ok_and(is_sound) => {
+            (Ok(primary), Err(backup.err().unwrap_or_else(flaw)))
+        }
+        (Err(error), Ok(backup)) => (Err(error), Ok(backup)),
+        (primary, backup) => (primary.and_then(sound), backup.and_then(sound)),
+    };
     let chosen = match (primary, backup) {
         (Ok(primary), Ok(backup)) => {
             if primary.partitions != backup.partitions || primary.disk != backup.disk {
@@ -110,9 +135,16 @@ fn combine(
             if second.kind() == crate::ErrorKind::Io {
                 return Err(second);
             }
-            return Ok(None);
+            let copies = [GptCopy::Primary, GptCopy::Backup];
+            let damage = copies.into_iter().zip([first, second]);
+            return Ok(Err(damage
+                .map(|(copy, error)| damaged(copy, &error))
+                .collect()));
         }
     };
+    if let Some(copy) = table.copy.filter(|_| chosen.is_flawed) {
+        table.findings.push(damaged(copy, &flaw()));
+    }
     table.id = Some(chosen.disk.to_string());
     table.partitions = chosen.partitions;
     for entry in chosen.bad_entries {
@@ -131,7 +163,22 @@ fn combine(
     if let Some(boot) = boot.filter(|boot| boot.is_hybrid()) {
         hybrid(boot, &mut table);
     }
-    Ok(Some(table))
+    Ok(Ok(table))
+}
+
+fn is_sound(copy: &Copy) -> bool {
+    !copy.is_flawed
+}
+
+fn sound(copy: Copy) -> Result<Copy> {
+    if copy.is_flawed {
+        return Err(flaw());
+    }
+    Ok(copy)
+}
+
+fn flaw() -> Error {
+    Error::corrupt("checksum of the entries is wrong")
 }
 
 fn damaged(copy: GptCopy, error: &Error) -> Finding {
@@ -193,10 +240,8 @@ fn copy_at(disk: &dyn ReadAt, lba: u64, sector_bytes: u32) -> Result<Copy> {
     }
     let offset = field::u64_le(&header, 72)?.saturating_mul(bytes);
     let array = read_head(disk, offset, usize::try_from(array_bytes).unwrap_or(0))?;
-    if !field::sum_holds(crc32fast::hash(&array), field::u32_le(&header, 88)?) {
-        return Err(Error::corrupt("checksum of the entries is wrong"));
-    }
     let mut copy = Copy {
+        is_flawed: !field::sum_holds(crc32fast::hash(&array), field::u32_le(&header, 88)?),
         disk: Guid::from_mixed(&header, 56)?,
         other_lba: field::u64_le(&header, 32)?,
         partitions: Vec::new(),

@@ -182,11 +182,43 @@ fn the_backup_is_read_when_the_primary_is_damaged_and_that_is_told() {
             table.findings
         );
     }
-    let mut bytes = good.clone();
-    bytes[512] = 0;
-    let end = bytes.len() - 512;
-    bytes[end] = 0;
-    assert_eq!(read(&bytes).kind, TableKind::ProtectiveOnly);
+    // The signatures gone; something in the headers changed.
+    for (place, told) in [(0, 0), (40, 2)] {
+        let mut bytes = good.clone();
+        bytes[512 + place] ^= 0xFF;
+        let end = bytes.len() - 512;
+        bytes[end + place] ^= 0xFF;
+        let table = read(&bytes);
+        assert_eq!(table.kind, TableKind::ProtectiveOnly);
+        let is_copy = |it: &&Finding| matches!(it, Finding::DamagedCopy { .. });
+        assert_eq!(table.findings.iter().filter(is_copy).count(), told);
+    }
+}
+
+#[test]
+fn entries_that_no_checksum_vouches_for_are_shown_when_there_is_nothing_better() {
+    let Some(good) = made(64 << 20, GPT) else {
+        return;
+    };
+    let whole = read(&good);
+    let backup = good.len() - 512 * 33;
+    for (is_first_gone, copy) in [(false, GptCopy::Primary), (true, GptCopy::Backup)] {
+        let mut bytes = good.clone();
+        // A name of the third entry, in both arrays.
+        bytes[1024 + 2 * 128 + 60] ^= 1;
+        bytes[backup + 2 * 128 + 60] ^= 1;
+        if is_first_gone {
+            bytes[512] = 0;
+        }
+        let table = read(&bytes);
+        assert_eq!(table.copy, Some(copy));
+        assert_eq!(table.partitions[..2], whole.partitions[..2]);
+        let copies = table
+            .findings
+            .iter()
+            .filter(|it| matches!(it, Finding::DamagedCopy { .. }));
+        assert_eq!(copies.count(), 2, "{:?}", table.findings);
+    }
 }
 
 #[test]
