@@ -12,9 +12,17 @@
 //! Volumes are numbered from one in the order in which [`InspectReport`] shows them. Damage in one place hides nothing
 //! elsewhere: it is told beside what could be read.
 
+mod chain;
+mod contents;
+mod diff_files;
+mod find;
+mod history;
+mod identity;
 mod inspect;
 mod list;
+mod names;
 mod place;
+mod recorded;
 mod select;
 mod system;
 mod version;
@@ -28,6 +36,13 @@ use guestfs::disk::{DiskLayout, Volume};
 use guestfs::filesystem::FileSystemKind;
 use guestfs::probe::ContentKind;
 
+pub use chain::{ChainScope, LookCost, VersionStamp};
+pub use contents::ContentHash;
+pub use diff_files::{ChangedFile, DiffFilesReport, Doubt, FileChange, diff_files};
+pub use find::{FindReport, FindRequest, FoundFile, FoundKind, NamePattern, VersionRange, find};
+pub use history::{
+    HistoryReport, HistoryRun, PathEvent, PathState, SeenFile, history, newest_with,
+};
 pub use inspect::{
     DiskReport, FileSystemReport, InspectReport, PartitionReport, VolumeReport, inspect,
 };

@@ -16,7 +16,7 @@
 //! A file appears under its name when it is whole.
 
 use std::fs::{self, File};
-use std::io::{BufWriter, Write};
+use std::io::{BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -340,22 +340,19 @@ impl LocalFileWriter {
     }
 }
 
-/// Reads one file, frame by frame.
+/// Reads one file, frame by frame. It is opened for each, so that thousands of readers may stand side by side.
 pub struct LocalFileReader {
     path: PathBuf,
-    file: File,
     aead: AeadKey,
     table: Vec<Row>,
 }
 
 impl LocalFileReader {
     fn open(path: PathBuf, key: &SecretKey) -> Result<Self> {
-        let file = File::open(&path).map_err(failed(&path))?;
-        let size = file.metadata().map_err(failed(&path))?.len();
+        let size = fs::metadata(&path).map_err(failed(&path))?.len();
         let mut reader = Self {
             aead: file_key(key, &[0; SALT_BYTES])?,
             path,
-            file,
             table: Vec::new(),
         };
         let mut head = [0; 8 + SALT_BYTES];
@@ -386,23 +383,15 @@ impl LocalFileReader {
         Ok(reader)
     }
 
-    #[cfg(unix)]
     fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> Result<()> {
-        std::os::unix::fs::FileExt::read_exact_at(&self.file, buffer, offset)
-            .map_err(failed(&self.path))
-    }
-
-    #[cfg(not(unix))]
-    fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> Result<()> {
-        use std::io::{Read, Seek, SeekFrom};
-        let mut file = &self.file;
+        let mut file = File::open(&self.path).map_err(failed(&self.path))?;
         file.seek(SeekFrom::Start(offset))
             .and_then(|_| file.read_exact(buffer))
             .map_err(failed(&self.path))
     }
 
     fn unsealed(&self, nonce: [u8; 12], offset: u64, sealed: u32, most: usize) -> Result<Vec<u8>> {
-        let size = self.file.metadata().map_err(failed(&self.path))?.len();
+        let size = fs::metadata(&self.path).map_err(failed(&self.path))?.len();
         let length = usize::try_from(sealed).unwrap_or(usize::MAX);
         let is_inside = offset
             .checked_add(u64::from(sealed))

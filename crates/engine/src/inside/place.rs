@@ -105,7 +105,7 @@ pub(super) fn components(path: &str, separators: Separators) -> Result<Vec<FileN
 }
 
 /// What stands before the colon, and the path behind it.
-fn split_volume(typed: &str) -> (Option<&str>, &str) {
+pub(super) fn split_volume(typed: &str) -> (Option<&str>, &str) {
     if typed.starts_with(['/', '\\']) {
         return (None, typed);
     }

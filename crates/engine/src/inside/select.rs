@@ -89,14 +89,15 @@ fn is_pattern(name: &FileName) -> bool {
         .any(|byte| matches!(byte, b'*' | b'?'))
 }
 
+/// One name with `*` and `?` in it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Pattern {
+pub(super) struct Pattern {
     text: Vec<char>,
     ignores_case: bool,
 }
 
 impl Pattern {
-    fn new(text: &str, ignores_case: bool) -> Self {
+    pub(super) fn new(text: &str, ignores_case: bool) -> Self {
         Self {
             text: fold(text, ignores_case),
             ignores_case,
@@ -104,7 +105,7 @@ impl Pattern {
     }
 
     /// Whether a name fits: in time of name times pattern, without recursion.
-    fn fits(&self, name: &str) -> bool {
+    pub(super) fn fits(&self, name: &str) -> bool {
         let name = fold(name, self.ignores_case);
         let (mut at, mut wanted) = (0_usize, 0_usize);
         // Where the last `*` stands, and how much of the name it has taken.
