@@ -151,6 +151,7 @@ fn open_file_system(
         Kind::Ext2 | Kind::Ext3 | Kind::Ext4 => Arc::new(guestfs::ext::open(volume)?),
         Kind::Fat12 | Kind::Fat16 | Kind::Fat32 => Arc::new(guestfs::fat::open(volume)?),
         Kind::Xfs => Arc::new(guestfs::xfs::open(volume)?),
+        Kind::Btrfs => Arc::new(guestfs::btrfs::open(volume)?),
         Kind::ExFat => Arc::new(guestfs::fat::exfat::open(volume)?),
         other => {
             let what = format!("{} is known, but its files are not read yet", other.name());

@@ -18,6 +18,7 @@ const fn package(name: &'static str, probe: &'static [&'static str]) -> Package 
 }
 
 const PACKAGES: &[Package] = &[
+    package("btrfs-progs", &["/usr/bin/btrfs", "version"]),
     package("bzip2", &["bzip2", "--help"]),
     package("dosfstools", &["mkfs.fat", "--help"]),
     package("e2fsprogs", &["mke2fs", "-V"]),
