@@ -1,8 +1,10 @@
-//! XFS: the given images, and ones made by mkfs.xfs and filled by Linux.
+//! XFS: the given images, ones made by mkfs.xfs and filled by Linux, and ones that Linux left behind in a crash.
 
 mod damage;
 mod given;
+mod linux;
 mod made;
+mod replay;
 
 use std::sync::Arc;
 
