@@ -47,6 +47,7 @@ mod relink;
 mod repair;
 mod space;
 mod structure;
+mod view;
 mod writer;
 
 pub use builder::VhdxBuilder;
@@ -61,4 +62,5 @@ pub use locator::{
 pub use reader::VhdxReader;
 pub use relink::relink;
 pub use repair::{RepairReport, repair};
+pub use view::VhdxView;
 pub use writer::VhdxWriter;

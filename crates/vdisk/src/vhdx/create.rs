@@ -32,7 +32,7 @@ const METADATA: Span = Span {
     offset: 2 * MIB,
     length: MIB,
 };
-const BAT_OFFSET: u64 = 3 * MIB;
+pub(super) const BAT_OFFSET: u64 = 3 * MIB;
 /// What Windows gives a dynamic image.
 const DYNAMIC_BLOCK_BYTES: u32 = 32 << 20;
 /// What Windows gives any other.

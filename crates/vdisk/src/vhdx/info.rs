@@ -51,6 +51,11 @@ impl IdSource {
         })
     }
 
+    /// A new identity for a disk.
+    pub fn disk_id(&self) -> crate::DiskId {
+        crate::DiskId(self.next())
+    }
+
     /// The next id, marked as a random (version 4) UUID.
     pub(crate) fn next(&self) -> Uuid {
         uuid::Builder::from_random_bytes((self.0)()).into_uuid()
