@@ -42,6 +42,7 @@ pub struct Error {
     kind: ErrorKind,
     context: String,
     source: Option<Box<dyn StdError + Send + Sync>>,
+    advice: Option<String>,
 }
 
 impl Error {
@@ -51,6 +52,7 @@ impl Error {
             kind,
             context: context.into(),
             source: None,
+            advice: None,
         }
     }
 
@@ -59,6 +61,18 @@ impl Error {
     pub fn caused_by(mut self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
         self.source = Some(source.into());
         self
+    }
+
+    /// Adds the next command, where it is known better than from the kind of failure.
+    #[must_use]
+    pub fn advised(mut self, next: impl Into<String>) -> Self {
+        self.advice = Some(next.into());
+        self
+    }
+
+    /// The next command, if it is known better than from the kind of failure.
+    pub fn advice(&self) -> Option<&str> {
+        self.advice.as_deref()
     }
 
     /// What a caller can do about it.

@@ -36,7 +36,7 @@ use guestfs::disk::{DiskLayout, Volume};
 use guestfs::filesystem::FileSystemKind;
 use guestfs::probe::ContentKind;
 
-pub use chain::{ChainScope, LookCost, VersionStamp};
+pub use chain::{ChainScope, LookCost, VersionStamp, is_absence};
 pub use contents::ContentHash;
 pub use diff_files::{ChangedFile, DiffFilesReport, Doubt, FileChange, diff_files};
 pub use find::{FindReport, FindRequest, FoundFile, FoundKind, NamePattern, VersionRange, find};

@@ -320,9 +320,11 @@ impl Problem {
     pub fn of(error: &(dyn StdError + 'static)) -> Self {
         let mut evidence = Vec::new();
         let mut rule = None;
+        let mut advice = None;
         let mut next = Some(error);
         while let Some(at) = next {
             evidence.push(at.to_string());
+            advice = advice.or(at.downcast_ref::<Error>().and_then(Error::advice));
             if let Some(below) = at.downcast_ref::<repo::Error>() {
                 rule = Some(repository_rule(below.kind()));
             } else if let Some(below) = at.downcast_ref::<vdisk::Error>() {
@@ -364,7 +366,7 @@ impl Problem {
             summary: summary.to_owned(),
             cause: cause.to_owned(),
             evidence,
-            action: action.to_owned(),
+            action: advice.unwrap_or(action).to_owned(),
         }
     }
 }

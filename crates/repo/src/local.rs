@@ -89,18 +89,26 @@ impl Repository {
                 .join(self.id().to_string())
                 .join(topic)
                 .join(vault.name_id(name).to_string());
-            LocalFolder::at(path, key.clone(), Arc::clone(&random), None).ok()
+            LocalFolder::at(path, key, random, None).ok()
         });
         match kept {
             Some(folder) => Ok(folder),
-            None => {
-                let place = tempfile::Builder::new()
-                    .prefix("hikae-local-")
-                    .tempdir()
-                    .map_err(|source| Error::local("a temporary directory", source))?;
-                LocalFolder::at(place.path().to_owned(), key, random, Some(place))
-            }
+            None => self.temporary_folder(),
         }
+    }
+
+    /// A folder that goes with its value; its key is random, so that what a crash leaves of it is noise.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Local`].
+    pub fn temporary_folder(&self) -> Result<LocalFolder> {
+        let random = Arc::clone(&self.vault().environment().random);
+        let place = tempfile::Builder::new()
+            .prefix("hikae-local-")
+            .tempdir()
+            .map_err(|source| Error::local("a temporary directory", source))?;
+        let key = SecretKey::generate(random.as_ref())?;
+        LocalFolder::at(place.path().to_owned(), key, random, Some(place))
     }
 }
 

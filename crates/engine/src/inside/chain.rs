@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use block::{ChangedRanges, ReadAt};
+use guestfs::encrypted::UnlockKey;
 use repo::lease::LeaseKind;
 use repo::marks::PointVisibility;
 use repo::{ProtectedName, ReadSession, RecoveryPoint, Repository};
@@ -48,8 +49,10 @@ pub struct LookCost {
 }
 
 /// The versions of a name, oldest first.
-pub(super) struct VersionChain {
+pub(super) struct VersionChain<'k> {
     repository: Repository,
+    /// For encrypted volumes.
+    keys: &'k [UnlockKey],
     session: Arc<ReadSession>,
     memory: Arc<BlockMemory>,
     pub(super) points: Vec<RecoveryPoint>,
@@ -97,19 +100,19 @@ pub(super) fn visible_points(
         .collect())
 }
 
-impl VersionChain {
+impl<'k> VersionChain<'k> {
     /// Opens the versions of a name that `scope` includes.
     pub(super) fn open(
         repository: &Repository,
-        name: &ProtectedName,
-        scope: ChainScope,
+        (name, scope): (&ProtectedName, ChainScope),
+        keys: &'k [UnlockKey],
         context: JobContext<'_>,
     ) -> Result<Self> {
         let points = visible_points(repository, context)?
             .into_iter()
             .filter(|point| point.name == *name && scope.includes(point.sequence))
             .collect();
-        Self::of(repository, points, name, context)
+        Self::of(repository, points, name, keys, context)
     }
 
     /// A chain of these versions, which are in ascending order.
@@ -117,6 +120,7 @@ impl VersionChain {
         repository: &Repository,
         points: Vec<RecoveryPoint>,
         name: &ProtectedName,
+        keys: &'k [UnlockKey],
         context: JobContext<'_>,
     ) -> Result<Self> {
         if points.is_empty() {
@@ -127,6 +131,7 @@ impl VersionChain {
         let session = protect(repository, LeaseKind::Restore, &held, context)?;
         Ok(Self {
             repository: repository.clone(),
+            keys,
             session,
             memory: Arc::default(),
             points,
@@ -145,7 +150,7 @@ impl VersionChain {
             .map(|disk| Arc::clone(disk) as Arc<dyn ReadAt>)
             .collect();
         Ok(OpenedVersion {
-            inside: InsideDisks::open(&sources)?,
+            inside: InsideDisks::open_with_keys(&sources, self.keys)?,
             disks,
         })
     }
@@ -210,7 +215,7 @@ pub(super) fn ends_all(error: &Error) -> bool {
 }
 
 /// Whether an error says that a path is not there, and not that bytes of the repository are gone.
-pub(super) fn is_absence(error: &Error) -> bool {
+pub fn is_absence(error: &Error) -> bool {
     if error.kind() != ErrorKind::NotFound {
         return false;
     }

@@ -20,6 +20,7 @@ mod walk;
 use block::ChangedRanges;
 use block::diff::BlockDifferences;
 use guestfs::FileName;
+use guestfs::encrypted::UnlockKey;
 use guestfs::filesystem::{FileKind, Timestamp};
 use repo::{PointSelector, RecoveryPoint, Repository};
 
@@ -104,6 +105,11 @@ impl ChangedFile {
         display_path(&self.path)
     }
 
+    /// Whether it is a folder.
+    pub fn is_folder(&self) -> bool {
+        self.kind == FileKind::Directory
+    }
+
     /// The path that it had, as text.
     pub fn display_from(&self) -> Option<String> {
         self.from.as_deref().map(display_path)
@@ -152,7 +158,7 @@ pub fn diff_files(
     repository: &Repository,
     (older, newer): (&PointSelector, &PointSelector),
     path: Option<&str>,
-    doubt: Doubt,
+    (doubt, keys): (Doubt, &[UnlockKey]),
     context: JobContext<'_>,
     visit: &mut dyn FnMut(ChangedFile) -> Result<()>,
 ) -> Result<DiffFilesReport> {
@@ -160,7 +166,7 @@ pub fn diff_files(
         repository.find_point(older)?.point,
         repository.find_point(newer)?.point,
     ];
-    let chain = VersionChain::of(repository, points, &newer.name, context)?;
+    let chain = VersionChain::of(repository, points, &newer.name, keys, context)?;
     context.progress.begin("comparing files", None);
     let outcome = compared(&chain, path, doubt, context, visit);
     context.progress.end();
@@ -218,7 +224,7 @@ impl Sides {
 }
 
 fn compared(
-    chain: &VersionChain,
+    chain: &VersionChain<'_>,
     path: Option<&str>,
     doubt: Doubt,
     context: JobContext<'_>,

@@ -11,6 +11,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 
+use guestfs::encrypted::UnlockKey;
 use guestfs::filesystem::Timestamp;
 use guestfs::{FileId, FileName};
 use repo::{PointId, ProtectedName, RecoveryPoint, Repository};
@@ -18,7 +19,7 @@ use repo::{PointId, ProtectedName, RecoveryPoint, Repository};
 use super::VolumeNumber;
 use super::chain::{ChainScope, LookCost, VersionChain, VersionStamp, ends_all, visible_points};
 use super::names::{
-    FileKey, KnownFile, NameKind, NameSearch, Segments, VersionRecord, Wanted, enumerate,
+    FileKey, Keeping, KnownFile, NameKind, NameSearch, Segments, VersionRecord, Wanted, enumerate,
     index_version,
 };
 use super::place::{components, display_path};
@@ -156,6 +157,7 @@ pub struct FindReport {
 pub fn find(
     repository: &Repository,
     request: &FindRequest,
+    keys: &[UnlockKey],
     context: JobContext<'_>,
 ) -> Result<FindReport> {
     let (volume, wanted) = understood(&request.pattern)?;
@@ -170,6 +172,12 @@ pub fn find(
             return Err(Error::new(ErrorKind::NotFound, what));
         }
     }
+    // Names on volumes that only a key opens are not left where the key is not needed.
+    let keeping = if keys.is_empty() {
+        Keeping::BetweenRuns
+    } else {
+        Keeping::ThisRun
+    };
     let mut report = FindReport {
         is_index_kept: true,
         ..FindReport::default()
@@ -179,8 +187,8 @@ pub fn find(
         let scoped = of_name.filter(|point| request.scope.includes(point.sequence));
         let scoped: Vec<RecoveryPoint> = scoped.cloned().collect();
         let mut search = OneName {
-            chain: VersionChain::of(repository, scoped, &name, context)?,
-            index: Segments::open(repository, &name, &alive)?,
+            chain: VersionChain::of(repository, scoped, &name, keys, context)?,
+            index: Segments::open(repository, &name, &alive, keeping)?,
             request,
             volume: volume.as_deref(),
             context,
@@ -235,7 +243,7 @@ struct Hit {
 
 /// The search through the versions of one name.
 struct OneName<'a> {
-    chain: VersionChain,
+    chain: VersionChain<'a>,
     index: Segments,
     request: &'a FindRequest,
     volume: Option<&'a str>,

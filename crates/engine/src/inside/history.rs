@@ -13,8 +13,9 @@
 use std::sync::Arc;
 
 use block::ChangedRanges;
-use guestfs::filesystem::{FileKind, Metadata, Timestamp, UnixOwner};
 use guestfs::FileName;
+use guestfs::encrypted::UnlockKey;
+use guestfs::filesystem::{FileKind, Metadata, Timestamp, UnixOwner};
 use repo::{ProtectedName, RecoveryPoint, Repository};
 
 use super::chain::{ChainScope, LookCost, OpenedVersion, VersionChain, VersionStamp};
@@ -130,8 +131,8 @@ pub struct HistoryReport {
     pub volume: VolumeNumber,
     /// Runs of equal versions, oldest first.
     pub runs: Vec<HistoryRun>,
-    /// The newest version that has it.
-    pub newest_with: Option<VersionStamp>,
+    /// The newest version that has it, and how that numbers the volume.
+    pub newest_with: Option<(VersionStamp, VolumeNumber)>,
     /// What looking cost.
     pub cost: LookCost,
 }
@@ -140,6 +141,7 @@ pub struct HistoryReport {
 struct Look<'p> {
     point: &'p RecoveryPoint,
     state: PathState,
+    volume: Option<VolumeNumber>,
     signature: Option<ContentSignature>,
     looked_at: Vec<ChangedRanges>,
 }
@@ -151,12 +153,12 @@ struct Look<'p> {
 /// when a volume has to be typed; [`ErrorKind::Io`] and [`ErrorKind::Cancelled`].
 pub fn history(
     repository: &Repository,
-    name: &ProtectedName,
-    scope: ChainScope,
+    (name, scope): (&ProtectedName, ChainScope),
     typed: &str,
+    keys: &[UnlockKey],
     context: JobContext<'_>,
 ) -> Result<HistoryReport> {
-    let chain = VersionChain::open(repository, name, scope, context)?;
+    let chain = VersionChain::open(repository, (name, scope), keys, context)?;
     context.progress.begin("looking into versions", None);
     let outcome = told(&chain, name, typed, context);
     context.progress.end();
@@ -165,7 +167,7 @@ pub fn history(
 }
 
 fn told(
-    chain: &VersionChain,
+    chain: &VersionChain<'_>,
     name: &ProtectedName,
     typed: &str,
     context: JobContext<'_>,
@@ -174,6 +176,7 @@ fn told(
     let mut cost = LookCost::default();
     let mut before: Option<Look<'_>> = None;
     let mut runs: Vec<HistoryRun> = Vec::new();
+    let mut newest_with = None;
     for point in &chain.points {
         context.cancel.check()?;
         let is_same = match &before {
@@ -192,15 +195,13 @@ fn told(
             before = Some(look);
         }
         if let Some(look) = &before {
+            if matches!(look.state, PathState::Present(_)) {
+                newest_with = Some((VersionStamp::of(point), look.volume.unwrap_or(volume)));
+            }
             add_to_runs(&mut runs, VersionStamp::of(point), &look.state);
         }
     }
     cost.blocks_fetched = chain.blocks_fetched();
-    let newest_with = runs
-        .iter()
-        .rev()
-        .find(|run| matches!(run.state, PathState::Present(_)))
-        .map(|run| run.last.clone());
     Ok(HistoryReport {
         name: name.clone(),
         path: path.to_owned(),
@@ -213,7 +214,7 @@ fn told(
 
 /// Which volume a typed path means: as the newest version that knows it says.
 fn meant_volume<'t>(
-    chain: &VersionChain,
+    chain: &VersionChain<'_>,
     typed: &'t str,
     context: JobContext<'_>,
 ) -> Result<(VolumeIdentity, VolumeNumber, &'t str)> {
@@ -263,7 +264,7 @@ fn locate_on(
 impl<'p> Look<'p> {
     /// Looks at one version; also tells whether contents were read.
     fn at(
-        chain: &VersionChain,
+        chain: &VersionChain<'_>,
         point: &'p RecoveryPoint,
         (meant, path): (&VolumeIdentity, &str),
         before: Option<&Look<'_>>,
@@ -272,6 +273,7 @@ impl<'p> Look<'p> {
         let unreadable = |error: &Error| Self {
             point,
             state: PathState::Unreadable(explained(error)),
+            volume: None,
             signature: None,
             looked_at: Vec::new(),
         };
@@ -292,6 +294,7 @@ impl<'p> Look<'p> {
         let look = Self {
             point,
             state,
+            volume: meant.find_in(&version.inside),
             signature,
             looked_at: version.looked_at()?,
         };
@@ -405,12 +408,12 @@ fn add_to_runs(runs: &mut Vec<HistoryRun>, stamp: VersionStamp, state: &PathStat
 /// [`ErrorKind::NotFound`] when there is no version at all; [`ErrorKind::Io`] and [`ErrorKind::Cancelled`].
 pub fn newest_with(
     repository: &Repository,
-    name: &ProtectedName,
-    scope: ChainScope,
+    (name, scope): (&ProtectedName, ChainScope),
     typed: &[String],
+    keys: &[UnlockKey],
     context: JobContext<'_>,
 ) -> Result<Option<VersionStamp>> {
-    let chain = VersionChain::open(repository, name, scope, context)?;
+    let chain = VersionChain::open(repository, (name, scope), keys, context)?;
     context.progress.begin("looking for the newest version", None);
     let outcome = search(&chain, typed, context);
     context.progress.end();
@@ -419,7 +422,7 @@ pub fn newest_with(
 }
 
 fn search(
-    chain: &VersionChain,
+    chain: &VersionChain<'_>,
     typed: &[String],
     context: JobContext<'_>,
 ) -> Result<Option<VersionStamp>> {

@@ -30,7 +30,7 @@ use super::identity::VolumeIdentity;
 pub(super) use build::index_version;
 pub(super) use object::NameKind;
 pub(super) use search::{NameSearch, Wanted, enumerate};
-pub(super) use segments::Segments;
+pub(super) use segments::{Keeping, Segments};
 
 use object::ObjectId;
 

@@ -52,7 +52,7 @@ pub(in crate::inside) struct Built {
 
 /// The record of a version: from the index, from one `beside` it in which nothing that matters differs, or from a walk.
 pub(in crate::inside) fn index_version(
-    chain: &VersionChain,
+    chain: &VersionChain<'_>,
     point: &RecoveryPoint,
     beside: &[&RecoveryPoint],
     index: &mut Segments,
@@ -99,7 +99,7 @@ pub(in crate::inside) fn index_version(
 }
 
 /// Whether volumes that could not be read still cannot: another program or a key may open them by now.
-fn is_current(chain: &VersionChain, point: &RecoveryPoint, record: &VersionRecord) -> Result<bool> {
+fn is_current(chain: &VersionChain<'_>, point: &RecoveryPoint, record: &VersionRecord) -> Result<bool> {
     if record.skipped.is_empty() {
         return Ok(true);
     }

@@ -48,6 +48,15 @@ struct Notes {
     files: Vec<(FileKey, KnownFile)>,
 }
 
+/// How long an index is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::inside) enum Keeping {
+    /// In the local cache.
+    BetweenRuns,
+    /// Sealed with a key that nobody else has, and removed at the end.
+    ThisRun,
+}
+
 /// The index of one protected name.
 pub(in crate::inside) struct Segments {
     folder: LocalFolder,
@@ -86,8 +95,12 @@ impl Segments {
         repository: &Repository,
         name: &ProtectedName,
         alive: &HashSet<PointId>,
+        keeping: Keeping,
     ) -> Result<Self> {
-        let folder = repository.local_folder(TOPIC, name)?;
+        let folder = match keeping {
+            Keeping::BetweenRuns => repository.local_folder(TOPIC, name)?,
+            Keeping::ThisRun => repository.temporary_folder()?,
+        };
         let mut segments = Self {
             folder,
             readers: Vec::new(),
