@@ -10,7 +10,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 pub use disk::{BackupArgs, DiskVerb, RestoreArgs};
 pub use inside::{
     CatImageArgs, CatVersionArgs, ExtractArgs, ExtractImageArgs, ExtractVersionArgs,
-    InspectImagesArgs, InspectVersionArgs, LsArgs, LsImageArgs, LsVersionArgs,
+    InspectImagesArgs, InspectVersionArgs, LsArgs, LsImageArgs, LsVersionArgs, VolumeKeysArgs,
 };
 
 /// Open protection of virtual machines.

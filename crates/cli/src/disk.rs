@@ -35,9 +35,9 @@ pub fn run(verb: &DiskVerb, output: &Output) -> anyhow::Result<Exit> {
             selector,
             undo,
         } => forget::run(repo, selector, forget::Wish::of(*undo), output),
-        DiskVerb::Inspect(it) => inspect::run(&it.repo, &it.selector, output),
-        DiskVerb::Ls(it) => ls::run(&it.repo, &it.selector, &it.what, output),
-        DiskVerb::Extract(it) => extract::run(&it.repo, &it.selector, &it.what, output),
-        DiskVerb::Cat(it) => cat::run(&it.repo, &it.selector, &it.path, output),
+        DiskVerb::Inspect(it) => inspect::run(&it.repo, &it.keys, &it.selector, output),
+        DiskVerb::Ls(it) => ls::run(&it.repo, &it.keys, &it.selector, &it.what, output),
+        DiskVerb::Extract(it) => extract::run(&it.repo, &it.keys, &it.selector, &it.what, output),
+        DiskVerb::Cat(it) => cat::run(&it.repo, &it.keys, &it.selector, &it.path, output),
     }
 }

@@ -66,10 +66,10 @@ pub fn run(verb: &ImageVerb, output: &Output) -> anyhow::Result<Exit> {
             open,
             dry_run,
         } => resize::run(image, *size, open, resize::Wish::of(*dry_run), output),
-        ImageVerb::Inspect(it) => inspect::run(&it.images, &it.open, output),
-        ImageVerb::Ls(it) => ls::run(&it.image, &it.what, &it.open, output),
-        ImageVerb::Extract(it) => extract::run(&it.image, &it.what, &it.open, output),
-        ImageVerb::Cat(it) => cat::run(&it.image, &it.path, &it.open),
+        ImageVerb::Inspect(it) => inspect::run(&it.images, &it.keys, &it.open, output),
+        ImageVerb::Ls(it) => ls::run(&it.image, &it.what, &it.keys, &it.open, output),
+        ImageVerb::Extract(it) => extract::run(&it.image, &it.what, &it.keys, &it.open, output),
+        ImageVerb::Cat(it) => cat::run(&it.image, &it.path, &it.keys, &it.open),
     }
 }
 
@@ -166,6 +166,7 @@ pub fn subformat_name(subformat: Subformat) -> &'static str {
 /// Opens images, the disks of one machine, and looks what lies inside.
 pub fn open_inside(
     paths: &[std::path::PathBuf],
+    keys: &crate::args::VolumeKeysArgs,
     arguments: &ImageOpenArgs,
 ) -> anyhow::Result<engine::inside::InsideDisks> {
     let mut disks: Vec<std::sync::Arc<dyn block::ReadAt>> = Vec::new();
@@ -173,5 +174,6 @@ pub fn open_inside(
         let image = open_image(path, arguments)?;
         disks.push(std::sync::Arc::new(image));
     }
-    Ok(engine::inside::InsideDisks::open(&disks)?)
+    let keys = crate::keys::volume_keys(keys)?;
+    Ok(engine::inside::InsideDisks::open_with_keys(&disks, &keys)?)
 }

@@ -9,7 +9,7 @@ mod when;
 use engine::inside::VersionInside;
 use engine::job::{JobContext, NoJournal};
 
-use crate::args::RepoArgs;
+use crate::args::{RepoArgs, VolumeKeysArgs};
 use crate::exit::Exit;
 use crate::keys;
 use crate::output::Output;
@@ -20,17 +20,19 @@ pub fn with_version(
     repo: &RepoArgs,
     selector: &str,
     output: &Output,
+    keys: &VolumeKeysArgs,
     act: impl FnOnce(&VersionInside, JobContext<'_>) -> anyhow::Result<Exit>,
 ) -> anyhow::Result<Exit> {
     let repository = keys::open(repo)?;
     let bars = Bars::new(output);
+    let volume_keys = keys::volume_keys(keys)?;
     let cancel = cancellation();
     let context = JobContext {
         progress: &bars,
         cancel: &cancel,
         journal: &NoJournal,
     };
-    let version = VersionInside::open(&repository, &selector.parse()?, context)?;
+    let version = VersionInside::open_with_keys(&repository, &selector.parse()?, &volume_keys, context)?;
     let outcome = act(&version, context);
     engine::Progress::end(&bars);
     version.finish(context);

@@ -3,15 +3,17 @@
 //! A key is taken from the flags or the environment; without either, from the place where `repo init` wrote it:
 //! `$XDG_CONFIG_HOME/hikae/keys/REPOSITORY-ID.key` (else `~/.config/…`). Never from beside the repository.
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Context;
+use guestfs::encrypted::{KEY_BYTES_MAX, Secret, UnlockKey};
 use repo::{Encryption, Environment, OpenOptions, Repository, RepositoryIdentity, Unlock};
 use store::Store;
+use zeroize::Zeroizing;
 
-use crate::args::{RepoArgs, UnlockArgs};
+use crate::args::{RepoArgs, UnlockArgs, VolumeKeysArgs};
 
 /// Name and version, as leases and points show it.
 pub fn environment() -> Environment {
@@ -145,6 +147,98 @@ pub fn read_passphrase(path: &Path) -> anyhow::Result<String> {
     Ok(line)
 }
 
+/// The keys that were given for encrypted volumes.
+pub fn volume_keys(arguments: &VolumeKeysArgs) -> anyhow::Result<Vec<UnlockKey>> {
+    let mut keys = Vec::new();
+    for path in &arguments.unlock_passphrase_file {
+        let mut bytes = read_secret(path)?;
+        let line = bytes.iter().position(|byte| matches!(byte, b'\n' | b'\r'));
+        if let Some(end) = line {
+            bytes.truncate(end);
+        }
+        if bytes.is_empty() {
+            let what = format!("{}: the first line is empty", path.display());
+            return Err(crate::exit::not_possible(what));
+        }
+        keys.push(UnlockKey::Passphrase(bytes));
+    }
+    for path in &arguments.unlock_key_file {
+        keys.push(UnlockKey::KeyFile(read_secret(path)?));
+    }
+    for path in &arguments.unlock_recovery_key_file {
+        let bytes = read_secret(path)?;
+        let found = recovery_passwords(&bytes);
+        let mut parsed = found.iter().map(|text| UnlockKey::recovery_password(text));
+        match parsed.next() {
+            Some(first) => keys.push(first.with_context(|| path.display().to_string())?),
+            None => {
+                let what = format!(
+                    "{}: no eight groups of six digits, such as 471207-278498-…",
+                    path.display()
+                );
+                return Err(crate::exit::not_possible(what));
+            }
+        }
+        for key in parsed {
+            keys.push(key.with_context(|| path.display().to_string())?);
+        }
+    }
+    Ok(keys)
+}
+
+/// Reads a secret whole, which may come from a pipe.
+fn read_secret(path: &Path) -> anyhow::Result<Secret> {
+    let file = std::fs::File::open(path).with_context(|| format!("reading {}", path.display()))?;
+    let mut bytes = Secret::default();
+    let limit = u64::try_from(KEY_BYTES_MAX)?;
+    file.take(limit.saturating_add(1))
+        .read_to_end(&mut bytes)
+        .with_context(|| format!("reading {}", path.display()))?;
+    if bytes.len() > KEY_BYTES_MAX {
+        let what = format!("{}: more than {limit} bytes are no key", path.display());
+        return Err(crate::exit::not_possible(what));
+    }
+    Ok(bytes)
+}
+
+/// The recovery keys in a text. Windows saves them in UTF-16, between sentences, with ids that hold digits, too.
+fn recovery_passwords(bytes: &[u8]) -> Vec<Zeroizing<String>> {
+    let text: Zeroizing<String> = match bytes {
+        [0xFF, 0xFE, rest @ ..] => Zeroizing::new(
+            char::decode_utf16(rest.chunks_exact(2).map(|pair| match pair {
+                [low, high] => u16::from_le_bytes([*low, *high]),
+                _ => 0,
+            }))
+            .map(|unit| unit.unwrap_or(char::REPLACEMENT_CHARACTER))
+            .collect(),
+        ),
+        _ => Zeroizing::new(String::from_utf8_lossy(bytes).into_owned()),
+    };
+    let is_digits = |word: &str| word.bytes().all(|byte| byte.is_ascii_digit());
+    let is_key = |word: &&str| {
+        let groups: Vec<&str> = word.split('-').collect();
+        groups.len() == 8
+            && groups
+                .iter()
+                .all(|group| group.len() == 6 && is_digits(group))
+    };
+    let found: Vec<_> = text
+        .split(|c: char| !c.is_ascii_digit() && c != '-')
+        .filter(is_key)
+        .map(|word| Zeroizing::new(word.to_owned()))
+        .collect();
+    if !found.is_empty() {
+        return found;
+    }
+    // Typed without hyphens, or with blanks between the groups.
+    let line = text.lines().find(|line| !line.trim().is_empty());
+    let digits = line.map(|line| line.bytes().filter(u8::is_ascii_digit).count());
+    match (line, digits) {
+        (Some(line), Some(48)) => vec![Zeroizing::new(line.to_owned())],
+        _ => Vec::new(),
+    }
+}
+
 /// Makes the folder for a secret and proves that a file can be made in it, before anything depends on that.
 pub fn prepare_secret_folder(path: &Path) -> anyhow::Result<()> {
     let parent = match path.parent() {
@@ -176,4 +270,33 @@ pub fn write_secret(path: &Path, text: &str) -> anyhow::Result<()> {
     file.write_all(text.as_bytes())?;
     file.sync_all()?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KEY: &str = "471207-278498-422125-177177-561902-537405-468006-693451";
+
+    #[test]
+    fn recovery_keys_are_found_in_what_windows_saves() {
+        let saved = format!(
+            "BitLocker Drive Encryption recovery key\r\nIdentifier:\r\n\t0F2A1B3C-123456-654321\r\nRecovery Key:\r\n\t{KEY}\r\n"
+        );
+        let wide: Vec<u8> = std::iter::once(0xFEFF_u16)
+            .chain(saved.encode_utf16())
+            .flat_map(u16::to_le_bytes)
+            .collect();
+        for bytes in [saved.as_bytes(), &wide, KEY.as_bytes()] {
+            let found = recovery_passwords(bytes);
+            assert_eq!(found.len(), 1);
+            assert_eq!(found[0].as_str(), KEY);
+        }
+        let blanks = KEY.replace('-', " ");
+        assert_eq!(recovery_passwords(blanks.as_bytes()).len(), 1);
+        let plain = KEY.replace('-', "");
+        assert_eq!(recovery_passwords(plain.as_bytes()).len(), 1);
+        assert!(recovery_passwords(b"471207-278498").is_empty());
+        assert!(recovery_passwords(b"").is_empty());
+    }
 }

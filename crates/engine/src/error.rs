@@ -152,7 +152,8 @@ impl From<guestfs::Error> for Error {
         use guestfs::ErrorKind as Below;
         let kind = match source.kind() {
             Below::Corrupt | Below::Limit => ErrorKind::Corrupt,
-            Below::Unsupported | Below::Locked => ErrorKind::Unsupported,
+            Below::Unsupported => ErrorKind::Unsupported,
+            Below::Locked => ErrorKind::WrongKey,
             Below::NotFound => ErrorKind::NotFound,
             Below::Invalid => ErrorKind::Invalid,
             Below::Cancelled => ErrorKind::Cancelled,

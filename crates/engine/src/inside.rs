@@ -32,7 +32,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use block::ReadAt;
 use guestfs::FileSystem;
-use guestfs::disk::{DiskLayout, Volume};
+use guestfs::disk::{DiskLayout, Lock, Volume};
+use guestfs::encrypted::UnlockKey;
 use guestfs::filesystem::FileSystemKind;
 use guestfs::probe::ContentKind;
 
@@ -75,8 +76,16 @@ impl InsideDisks {
     /// # Errors
     /// [`ErrorKind::Io`] when a disk cannot be read.
     pub fn open(disks: &[Arc<dyn ReadAt>]) -> Result<Self> {
+        Self::open_with_keys(disks, &[])
+    }
+
+    /// The same, with keys for encrypted volumes: what one of them opens is a volume, too.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`] when a disk cannot be read. A volume that no key opens says so when it is asked for.
+    pub fn open_with_keys(disks: &[Arc<dyn ReadAt>], keys: &[UnlockKey]) -> Result<Self> {
         Ok(Self {
-            layout: guestfs::disk::inspect(disks)?,
+            layout: guestfs::disk::inspect_with_keys(disks, keys)?,
             opened: Mutex::default(),
         })
     }
@@ -131,6 +140,19 @@ impl InsideDisks {
                 return Err(Error::from(guestfs::Error::new(obstacle.kind, what)));
             }
         };
+        match &volume.lock {
+            Some(Lock::Closed(obstacle)) => {
+                let what = format!("{place}: {}", obstacle.why);
+                return Err(Error::from(guestfs::Error::new(obstacle.kind, what)));
+            }
+            Some(Lock::Opened { volume: inner }) => {
+                let number = self.volumes().find(|(_, one)| one.name == *inner);
+                let number = number.map_or(String::new(), |(number, _)| number.to_string());
+                let what = format!("{place} is encrypted: its files are on volume {number}");
+                return Err(Error::new(ErrorKind::Unsupported, what));
+            }
+            None => {}
+        }
         let ContentKind::FileSystem(kind) = volume.content.kind else {
             let what = format!("{place} holds {}: no files", volume.content.kind.name());
             return Err(Error::new(ErrorKind::Unsupported, what));

@@ -12,6 +12,8 @@ pub struct InspectVersionArgs {
     pub repo: RepoArgs,
     /// NAME, NAME@VERSION
     pub selector: String,
+    #[command(flatten)]
+    pub keys: VolumeKeysArgs,
 }
 
 #[derive(Debug, Args)]
@@ -22,6 +24,8 @@ pub struct LsVersionArgs {
     pub selector: String,
     #[command(flatten)]
     pub what: LsArgs,
+    #[command(flatten)]
+    pub keys: VolumeKeysArgs,
 }
 
 #[derive(Debug, Args)]
@@ -32,6 +36,8 @@ pub struct CatVersionArgs {
     pub selector: String,
     /// Such as /etc/fstab, or 2:/etc/fstab on volume 2
     pub path: String,
+    #[command(flatten)]
+    pub keys: VolumeKeysArgs,
 }
 
 #[derive(Debug, Args)]
@@ -41,6 +47,8 @@ pub struct InspectImagesArgs {
     pub images: Vec<PathBuf>,
     #[command(flatten)]
     pub open: ImageOpenArgs,
+    #[command(flatten)]
+    pub keys: VolumeKeysArgs,
 }
 
 #[derive(Debug, Args)]
@@ -50,6 +58,8 @@ pub struct LsImageArgs {
     pub what: LsArgs,
     #[command(flatten)]
     pub open: ImageOpenArgs,
+    #[command(flatten)]
+    pub keys: VolumeKeysArgs,
 }
 
 #[derive(Debug, Args)]
@@ -59,6 +69,8 @@ pub struct CatImageArgs {
     pub path: String,
     #[command(flatten)]
     pub open: ImageOpenArgs,
+    #[command(flatten)]
+    pub keys: VolumeKeysArgs,
 }
 
 /// What is to be listed.
@@ -83,6 +95,8 @@ pub struct ExtractVersionArgs {
     pub selector: String,
     #[command(flatten)]
     pub what: ExtractArgs,
+    #[command(flatten)]
+    pub keys: VolumeKeysArgs,
 }
 
 #[derive(Debug, Args)]
@@ -92,6 +106,8 @@ pub struct ExtractImageArgs {
     pub what: ExtractArgs,
     #[command(flatten)]
     pub open: ImageOpenArgs,
+    #[command(flatten)]
+    pub keys: VolumeKeysArgs,
 }
 
 /// What is to be extracted, and where to.
@@ -106,4 +122,19 @@ pub struct ExtractArgs {
     /// Replace files that are there
     #[arg(long)]
     pub overwrite: bool,
+}
+
+/// Keys for encrypted volumes inside the disk. Each may be given several times; all are tried on each such volume.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Encrypted volumes (LUKS, BitLocker)")]
+pub struct VolumeKeysArgs {
+    /// File whose first line is a passphrase (LUKS) or password (BitLocker); /dev/stdin reads what is typed or piped
+    #[arg(long, value_name = "FILE", env = "HIKAE_UNLOCK_PASSPHRASE_FILE")]
+    pub unlock_passphrase_file: Vec<PathBuf>,
+    /// Key file (LUKS) or startup key, .BEK (BitLocker)
+    #[arg(long, value_name = "FILE", env = "HIKAE_UNLOCK_KEY_FILE")]
+    pub unlock_key_file: Vec<PathBuf>,
+    /// File with a recovery key of 48 digits (BitLocker), such as the one that Windows saves
+    #[arg(long, value_name = "FILE", env = "HIKAE_UNLOCK_RECOVERY_KEY_FILE")]
+    pub unlock_recovery_key_file: Vec<PathBuf>,
 }

@@ -1,13 +1,19 @@
 //! `hikae disk cat`: one file of a version.
 
-use crate::args::RepoArgs;
+use crate::args::{RepoArgs, VolumeKeysArgs};
 use crate::exit::Exit;
 use crate::inside;
 use crate::output::Output;
 
 /// Runs the verb.
-pub fn run(repo: &RepoArgs, selector: &str, path: &str, output: &Output) -> anyhow::Result<Exit> {
-    inside::with_version(repo, selector, output, |version, context| {
+pub fn run(
+    repo: &RepoArgs,
+    keys: &VolumeKeysArgs,
+    selector: &str,
+    path: &str,
+    output: &Output,
+) -> anyhow::Result<Exit> {
+    inside::with_version(repo, keys, selector, output, |version, context| {
         inside::cat::run(version.inside(), path, context.cancel)
     })
 }

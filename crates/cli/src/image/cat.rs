@@ -3,13 +3,18 @@
 use std::path::PathBuf;
 
 use super::open_inside;
-use crate::args::ImageOpenArgs;
+use crate::args::{ImageOpenArgs, VolumeKeysArgs};
 use crate::exit::Exit;
 use crate::inside;
 use crate::progress::cancellation;
 
 /// Runs the verb.
-pub fn run(image: &PathBuf, path: &str, open: &ImageOpenArgs) -> anyhow::Result<Exit> {
-    let inside = open_inside(std::slice::from_ref(image), open)?;
+pub fn run(
+    image: &PathBuf,
+    path: &str,
+    keys: &VolumeKeysArgs,
+    open: &ImageOpenArgs,
+) -> anyhow::Result<Exit> {
+    let inside = open_inside(std::slice::from_ref(image), keys, open)?;
     inside::cat::run(&inside, path, &cancellation())
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use engine::job::{JobContext, NoJournal};
 
 use super::open_inside;
-use crate::args::{ExtractArgs, ImageOpenArgs};
+use crate::args::{ExtractArgs, ImageOpenArgs, VolumeKeysArgs};
 use crate::exit::Exit;
 use crate::inside;
 use crate::output::Output;
@@ -15,10 +15,11 @@ use crate::progress::{Bars, cancellation};
 pub fn run(
     image: &PathBuf,
     what: &ExtractArgs,
+    keys: &VolumeKeysArgs,
     open: &ImageOpenArgs,
     output: &Output,
 ) -> anyhow::Result<Exit> {
-    let inside = open_inside(std::slice::from_ref(image), open)?;
+    let inside = open_inside(std::slice::from_ref(image), keys, open)?;
     let bars = Bars::new(output);
     let cancel = cancellation();
     let context = JobContext {

@@ -3,12 +3,17 @@
 use std::path::PathBuf;
 
 use super::open_inside;
-use crate::args::ImageOpenArgs;
+use crate::args::{ImageOpenArgs, VolumeKeysArgs};
 use crate::exit::Exit;
 use crate::inside;
 use crate::output::Output;
 
 /// Runs the verb.
-pub fn run(images: &[PathBuf], open: &ImageOpenArgs, output: &Output) -> anyhow::Result<Exit> {
-    inside::inspect::run(&open_inside(images, open)?, output)
+pub fn run(
+    images: &[PathBuf],
+    keys: &VolumeKeysArgs,
+    open: &ImageOpenArgs,
+    output: &Output,
+) -> anyhow::Result<Exit> {
+    inside::inspect::run(&open_inside(images, keys, open)?, output)
 }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use super::open_inside;
-use crate::args::{ImageOpenArgs, LsArgs};
+use crate::args::{ImageOpenArgs, LsArgs, VolumeKeysArgs};
 use crate::exit::Exit;
 use crate::inside;
 use crate::output::Output;
@@ -13,9 +13,10 @@ use crate::progress::cancellation;
 pub fn run(
     image: &PathBuf,
     what: &LsArgs,
+    keys: &VolumeKeysArgs,
     open: &ImageOpenArgs,
     output: &Output,
 ) -> anyhow::Result<Exit> {
-    let inside = open_inside(std::slice::from_ref(image), open)?;
+    let inside = open_inside(std::slice::from_ref(image), keys, open)?;
     inside::ls::run(&inside, what, &cancellation(), output)
 }

@@ -44,6 +44,21 @@ fn text(report: &InspectReport) -> String {
         text.push_str(&volumes(&report.volumes));
     }
     for volume in &report.volumes {
+        if let Some(inner) = volume.opened_as {
+            let cipher = volume.cipher.as_deref().unwrap_or("an unknown cipher");
+            let number = volume.number;
+            text.push_str(&format!(
+                "volume {number}: encrypted ({cipher}), opened as volume {inner}\n"
+            ));
+        }
+        // What is locked in spite of a key is among the findings.
+        if let Some(locked) = volume
+            .locked
+            .as_ref()
+            .filter(|why| !volume.findings.contains(why))
+        {
+            text.push_str(&format!("volume {}: {locked}\n", volume.number));
+        }
         for finding in &volume.findings {
             text.push_str(&format!("volume {}: {finding}\n", volume.number));
         }

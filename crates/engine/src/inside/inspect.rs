@@ -1,6 +1,6 @@
 //! What lies on disks, as a report: disks, partitions, volumes, file systems, operating systems.
 
-use guestfs::disk::{DiskFacts, Volume, VolumePlace};
+use guestfs::disk::{DiskFacts, Lock, Volume, VolumePlace};
 use guestfs::filesystem::Cleanliness;
 use guestfs::partition::{PartitionRole, PartitionType};
 use guestfs::probe::ContentKind;
@@ -84,6 +84,10 @@ pub struct VolumeReport {
     pub content_id: Option<String>,
     /// How it is encrypted.
     pub cipher: Option<String>,
+    /// Number of the volume that a key opened in it.
+    pub opened_as: Option<usize>,
+    /// Why it stays locked, and which keys it takes.
+    pub locked: Option<String>,
     /// The file system, where it can be read.
     pub file_system: Option<FileSystemReport>,
     /// Members that are missing.
@@ -129,6 +133,14 @@ pub fn inspect(inside: &InsideDisks) -> Result<InspectReport> {
     };
     for (number, volume) in inside.volumes() {
         let mut one = volume_report(number, volume);
+        match &volume.lock {
+            Some(Lock::Opened { volume: inner }) => {
+                let number = inside.volumes().find(|(_, one)| one.name == *inner);
+                one.opened_as = number.map(|(number, _)| number.0);
+            }
+            Some(Lock::Closed(obstacle)) => one.locked = Some(obstacle.why.clone()),
+            None => {}
+        }
         let is_file_system = matches!(volume.content.kind, ContentKind::FileSystem(_));
         if is_file_system && volume.reader.is_ok() {
             match look_into(inside, number) {
@@ -151,7 +163,11 @@ pub fn inspect(inside: &InsideDisks) -> Result<InspectReport> {
 fn is_lasting(kind: ErrorKind) -> bool {
     matches!(
         kind,
-        ErrorKind::Corrupt | ErrorKind::Unsupported | ErrorKind::NotFound | ErrorKind::Invalid
+        ErrorKind::Corrupt
+            | ErrorKind::Unsupported
+            | ErrorKind::WrongKey
+            | ErrorKind::NotFound
+            | ErrorKind::Invalid
     )
 }
 
@@ -233,6 +249,8 @@ fn volume_report(number: VolumeNumber, volume: &Volume) -> VolumeReport {
         label: volume.content.label.clone(),
         content_id: volume.content.id.clone(),
         cipher: volume.content.cipher.clone(),
+        opened_as: None,
+        locked: None,
         file_system: None,
         missing: volume.missing.clone(),
         findings,
@@ -258,5 +276,9 @@ fn place_text(place: &VolumePlace) -> String {
             ..
         } => format!("{} {group} {layout}", manager.name()),
         VolumePlace::InnerPartition { set, partition } => format!("{set} partition {partition}"),
+        VolumePlace::Opened {
+            container,
+            opened_by,
+        } => format!("in {container}, opened by {opened_by}"),
     }
 }

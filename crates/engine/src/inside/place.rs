@@ -11,6 +11,7 @@
 
 use std::sync::Arc;
 
+use guestfs::disk::Lock;
 use guestfs::filesystem::{FileKind, FileSystemKind};
 use guestfs::{FileId, FileName, FileSystem};
 
@@ -139,6 +140,13 @@ impl InsideDisks {
             return Ok((None, path));
         }
         let Some(first) = readable.first() else {
+            // One that a key would open says more than that there is none.
+            let locked = self
+                .volumes()
+                .find(|(_, volume)| matches!(volume.lock, Some(Lock::Closed(_))));
+            if let Some((number, _)) = locked {
+                return Ok((Some(number), path));
+            }
             let what = "no file system that can be read was found; `inspect` shows what is there";
             return Err(Error::new(ErrorKind::NotFound, what));
         };

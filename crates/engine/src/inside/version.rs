@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use block::ReadAt;
+use guestfs::encrypted::UnlockKey;
 use repo::lease::LeaseKind;
 use repo::{PointSelector, ReadProtection, ReadSession, Repository};
 
@@ -31,13 +32,26 @@ impl VersionInside {
         context: JobContext<'_>,
     ) -> Result<Self> {
         let point = repository.find_point(selector)?.point;
+    ) -> Result<Self> {
+        Self::open_with_keys(repository, selector, &[], context)
+    }
+
+    /// The same, with keys for encrypted volumes.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_with_keys(
+        repository: &Repository,
+        selector: &PointSelector,
+        keys: &[UnlockKey],
+        context: JobContext<'_>,
         let session = protect(repository, LeaseKind::Restore, &[&point], context)?;
         let mut disks: Vec<Arc<dyn ReadAt>> = Vec::new();
         for disk in &point.disks {
             disks.push(Arc::new(repository.open_version(disk, &session)?));
         }
         Ok(Self {
-            inside: InsideDisks::open(&disks)?,
+            inside: InsideDisks::open_with_keys(&disks, keys)?,
             session,
             version: format!("{}@{}", point.name, point.sequence),
         })

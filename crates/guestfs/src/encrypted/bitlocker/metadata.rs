@@ -119,31 +119,52 @@ impl Information {
     }
 }
 
-/// Reads the first sound copy, and says what is wrong with those before it.
+/// Reads the first sound copy, and says what is wrong with the others. Two copies that are equal outweigh a checksum
+/// that fits neither: such volumes are met, and their signature holds.
 pub(super) fn read(volume: &dyn ReadAt, boot: &Boot) -> Result<(Information, Vec<String>)> {
     let mut findings = Vec::new();
     let mut first_error = None;
-    let mut found: Option<Information> = None;
+    let mut sound: Option<Information> = None;
+    let mut doubtful: Vec<Information> = Vec::new();
     for (number, place) in (1_u32..).zip(&boot.places) {
-        match copy(volume, *place) {
-            Ok(information) if found.is_none() => found = Some(information),
-            Ok(_) => {}
-            Err(error) if error.kind() == ErrorKind::Io => return Err(error),
-            Err(error) => {
-                let error = error.within(format_args!("copy {number} of its metadata"));
-                findings.push(error.to_string());
-                first_error.get_or_insert(error);
+        let error = match copy(volume, *place) {
+            Ok((information, Checksum::Fits)) => {
+                sound.get_or_insert(information);
+                continue;
             }
-        }
+            Ok((information, Checksum::Differs)) => {
+                doubtful.push(information);
+                let what = format!("the checksum of the metadata at {place} does not fit");
+                Error::corrupt(what)
+            }
+            Err(error) if error.kind() == ErrorKind::Io => return Err(error),
+            Err(error) => error,
+        };
+        let error = error.within(format_args!("copy {number} of its metadata"));
+        findings.push(error.to_string());
+        first_error.get_or_insert(error);
     }
-    match (found, first_error) {
+    let agreed = || {
+        let mut rest = doubtful.into_iter();
+        let first = rest.next()?;
+        rest.any(|other| other.covered == first.covered)
+            .then_some(first)
+    };
+    match (sound.or_else(agreed), first_error) {
         (Some(found), _) => Ok((found, findings)),
         (None, Some(error)) => Err(error),
         (None, None) => Err(Error::corrupt("it has no metadata")),
     }
 }
 
-fn copy(volume: &dyn ReadAt, place: u64) -> Result<Information> {
+/// Whether a copy is as its checksum says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Checksum {
+    Fits,
+    Differs,
+}
+
+fn copy(volume: &dyn ReadAt, place: u64) -> Result<(Information, Checksum)> {
     let is_inside = place != 0 && place < volume.size_bytes();
     if !is_inside {
         return Err(Error::corrupt(format!("nothing lies at {place}")));
@@ -165,11 +186,11 @@ fn copy(volume: &dyn ReadAt, place: u64) -> Result<Information> {
     let covered = read_exact(volume, place, length)?;
     let end = place.saturating_add(field::bytes(length));
     let validation = read_head(volume, end, VALIDATION_BYTES)?;
-    if crc32fast::hash(&covered) != field::u32_le(&validation, 4)? {
-        return Err(Error::corrupt(format!(
-            "the checksum of the metadata at {place} does not fit"
-        )));
-    }
+    let checksum = if crc32fast::hash(&covered) == field::u32_le(&validation, 4)? {
+        Checksum::Fits
+    } else {
+        Checksum::Differs
+    };
     let signature = if version >= 2 {
         let length = usize::from(field::u16_le(&validation, 8)?);
         let entry = field::slice(&validation, 8, length)?;
@@ -179,7 +200,7 @@ fn copy(volume: &dyn ReadAt, place: u64) -> Result<Information> {
     };
     let set = covered.get(HEADER_BYTES..).unwrap_or_default();
     let (entries, method) = dataset(set)?;
-    Ok(Information {
+    let information = Information {
         version,
         state: field::u16_le(&head, 12)?,
         watermark: field::u64_le(&head, 16)?,
@@ -195,7 +216,8 @@ fn copy(volume: &dyn ReadAt, place: u64) -> Result<Information> {
         entries,
         covered,
         signature,
-    })
+    };
+    Ok((information, checksum))
 }
 
 #[cfg(test)]
