@@ -48,6 +48,19 @@ impl Output {
         print_all(&text)
     }
 
+    /// Prints a report on standard error, where standard output is taken by what was asked for.
+    pub fn report_beside<T: Serialize>(
+        &self,
+        report: &T,
+        text: impl FnOnce(&T) -> String,
+    ) -> anyhow::Result<()> {
+        match self.mode {
+            OutputMode::Json => eprintln!("{}", serde_json::to_string_pretty(report)?),
+            OutputMode::Text => eprint!("{}", text(report)),
+        }
+        Ok(())
+    }
+
     /// Says something that is no result: only where people read.
     pub fn note(&self, text: &str) {
         if self.mode == OutputMode::Text {

@@ -47,7 +47,7 @@ pub use history::{
 pub use inspect::{
     DiskReport, FileSystemReport, InspectReport, PartitionReport, VolumeReport, inspect,
 };
-pub use list::{Depth, ListedFile, ListedTimes, list, read_file};
+pub use list::{Depth, Detail, ListedFile, ListedTimes, list, read_file};
 pub use place::{LastLink, Place, Separators};
 pub use system::SystemReport;
 pub use version::VersionInside;

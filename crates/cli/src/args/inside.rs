@@ -112,16 +112,32 @@ pub struct ExtractImageArgs {
 
 /// What is to be extracted, and where to.
 #[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("place").required(true).args(["to", "tar", "zip"]))]
 pub struct ExtractArgs {
-    /// Files and folders, such as /etc, 2:/data or '/etc/*.conf'; folders come whole
+    /// Files and folders, such as /etc, 2:/data, '/etc/*.conf' or '/srv/**/*.docx'; folders come whole
     #[arg(required = true)]
     pub paths: Vec<String>,
-    /// Folder that they go to, each below it by its own path; what it cannot hold is noted in hikae-metadata.jsonl
+    /// Folder that they go to, each below it by its own path; what it cannot hold is noted in hikae-metadata.jsonl. When this is interrupted, the same command goes on where it stopped
     #[arg(long, value_name = "DIR")]
-    pub to: PathBuf,
+    pub to: Option<PathBuf>,
+    /// A tar archive instead, with owners, ACLs, named values and holes; - for standard output
+    #[arg(long, value_name = "FILE")]
+    pub tar: Option<PathBuf>,
+    /// A zip archive instead; - for standard output
+    #[arg(long, value_name = "FILE")]
+    pub zip: Option<PathBuf>,
     /// Replace files that are there
     #[arg(long)]
     pub overwrite: bool,
+    /// Read what was written again, from the disk, and compare it
+    #[arg(long)]
+    pub verify: bool,
+    /// Also write a list of SHA-256 hashes, which `sha256sum --check FILE` reads in DIR
+    #[arg(long, value_name = "FILE")]
+    pub manifest: Option<PathBuf>,
+    /// Make device files in DIR, too (as root); without, they are noted only
+    #[arg(long, requires = "to")]
+    pub devices: bool,
 }
 
 /// Keys for encrypted volumes inside the disk. Each may be given several times; all are tried on each such volume.

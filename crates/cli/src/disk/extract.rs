@@ -1,4 +1,6 @@
-//! `hikae disk extract`: files and folders of a version into a folder.
+//! `hikae disk extract`: files and folders of a version into a folder or an archive.
+
+use engine::job::extract_files::SourceId;
 
 use crate::args::{ExtractArgs, RepoArgs, VolumeKeysArgs};
 use crate::exit::Exit;
@@ -14,6 +16,8 @@ pub fn run(
     output: &Output,
 ) -> anyhow::Result<Exit> {
     inside::with_version(repo, keys, selector, output, |version, context| {
-        inside::extract::run(version.inside(), what, context, output)
+        // Its roots say which bytes they are, wherever the repository lies.
+        let source = Some(SourceId(version.identity()));
+        inside::extract::run(version.inside(), source, what, context, output)
     })
 }

@@ -1,4 +1,4 @@
-//! `hikae image extract`: files and folders in an image into a folder.
+//! `hikae image extract`: files and folders in an image into a folder or an archive.
 
 use std::path::PathBuf;
 
@@ -27,5 +27,6 @@ pub fn run(
         cancel: &cancel,
         journal: &NoJournal,
     };
-    inside::extract::run(&inside, what, context, output)
+    // An image may have changed since an earlier run: then bytes are compared.
+    inside::extract::run(&inside, None, what, context, output)
 }

@@ -1,20 +1,23 @@
 //! `ls`: the files of a folder. Ends with 3 when something of it is damaged.
 //!
-//! Text is printed while it is read, one file per line; JSON is one object `{"files": […], "damage": […]}`, or
-//! `{"volumes": […]}` where the root of a disk with several file systems was asked for.
+//! Both are printed while they are read, one file per line; JSON is one object `{"files": […], "damage": […]}`, or
+//! `{"volumes": […]}` where the root of a disk with several file systems was asked for. Where reading fails in the middle,
+//! the object ends with `"problem": {…}`.
+
+use std::io::{self, Write};
 
 use engine::Cancellation;
-use engine::inside::{Depth, InsideDisks, LastLink, ListedFile, inspect, list};
+use engine::inside::{Depth, Detail, InsideDisks, LastLink, ListedFile, Place, inspect, list};
 use guestfs::filesystem::FileKind;
 use serde::Serialize;
 
 use super::when::calendar;
 use crate::args::LsArgs;
 use crate::exit::Exit;
-use crate::output::{Output, print_all};
+use crate::output::Output;
 
-/// Characters that are gathered before they are printed.
-const PRINTED_CHARS: usize = 64 << 10;
+/// Bytes that are gathered before they are printed.
+const PRINTED_BYTES: usize = 64 << 10;
 
 #[derive(Serialize)]
 struct FileReport {
@@ -43,12 +46,6 @@ struct FileReport {
     obstacle: Option<String>,
 }
 
-#[derive(Serialize)]
-struct Report {
-    files: Vec<FileReport>,
-    damage: Vec<String>,
-}
-
 /// Lists.
 pub fn run(
     inside: &InsideDisks,
@@ -70,75 +67,137 @@ pub fn run(
     } else {
         Depth::Folder
     };
-    let mut report = Report {
-        files: Vec::new(),
-        damage: Vec::new(),
-    };
-    if output.is_json() {
-        report.damage = list(&place, depth, cancel, |file| {
-            report.files.push(file_report(&file));
-            Ok(())
-        })?;
-        output.report(&report, |_| String::new())?;
+    let mut printer = Printer::default();
+    let outcome = if output.is_json() {
+        json(&place, depth, cancel, &mut printer)
     } else {
-        let mut text = String::new();
-        report.damage = list(&place, depth, cancel, |file| {
-            text.push_str(&line(&file, what));
-            if text.len() >= PRINTED_CHARS {
-                print(&text)?;
-                text.clear();
-            }
-            Ok(())
-        })?;
-        print(&text)?;
-        for damage in &report.damage {
-            output.note(&format!("damaged: {damage}"));
-        }
+        text(&place, depth, what, cancel, output, &mut printer)
+    };
+    match outcome {
+        // Who closed standard output has seen enough.
+        Err(_) if printer.is_closed => Ok(Exit::Done),
+        outcome => outcome,
     }
-    Ok(if report.damage.is_empty() {
+}
+
+fn text(
+    place: &Place,
+    depth: Depth,
+    what: &LsArgs,
+    cancel: &Cancellation,
+    output: &Output,
+    printer: &mut Printer,
+) -> anyhow::Result<Exit> {
+    let detail = if what.long {
+        Detail::Metadata
+    } else {
+        Detail::Names
+    };
+    let damage = list(place, depth, detail, cancel, |file| {
+        printer.add(&line(&file, what))
+    })?;
+    printer.flush()?;
+    for damage in &damage {
+        output.note(&format!("damaged: {damage}"));
+    }
+    Ok(exit(&damage))
+}
+
+/// One object, a file a line, written while it is read.
+fn json(
+    place: &Place,
+    depth: Depth,
+    cancel: &Cancellation,
+    printer: &mut Printer,
+) -> anyhow::Result<Exit> {
+    printer.add("{\"files\": [")?;
+    let mut separator = "\n";
+    let listed = list(place, depth, Detail::Metadata, cancel, |file| {
+        let object = serde_json::to_string(&file_report(&file)).map_err(|error| {
+            engine::Error::new(engine::ErrorKind::Io, "a line of the listing").caused_by(error)
+        })?;
+        printer.add(separator)?;
+        separator = ",\n";
+        printer.add(&object)
+    });
+    match listed {
+        Ok(damage) => {
+            let told = serde_json::to_string(&damage)?;
+            printer.add(&format!("\n], \"damage\": {told}}}\n"))?;
+            printer.flush()?;
+            Ok(exit(&damage))
+        }
+        Err(error) if printer.has_printed && !printer.is_closed => {
+            // The object was begun: it ends with the problem, so that it is one object all the same.
+            let problem = serde_json::to_string(&engine::Problem::of(&error))?;
+            printer.add(&format!("\n], \"damage\": [], \"problem\": {problem}}}\n"))?;
+            printer.flush()?;
+            Ok(Exit::of(&error))
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn exit(damage: &[String]) -> Exit {
+    if damage.is_empty() {
         Exit::Done
     } else {
         Exit::Found
-    })
+    }
 }
 
-fn print(text: &str) -> engine::Result<()> {
-    print_all(text).map_err(|error| {
-        let what = "writing to standard output";
-        engine::Error::new(engine::ErrorKind::Io, what).caused_by(error)
-    })
+/// Standard output, in large pieces.
+#[derive(Default)]
+struct Printer {
+    text: String,
+    has_printed: bool,
+    is_closed: bool,
+}
+
+impl Printer {
+    fn add(&mut self, text: &str) -> engine::Result<()> {
+        self.text.push_str(text);
+        if self.text.len() >= PRINTED_BYTES {
+            self.flush()?;
+        }
+        Ok(())
+    }
+
+    fn flush(&mut self) -> engine::Result<()> {
+        let mut stdout = io::stdout().lock();
+        let written = stdout.write_all(self.text.as_bytes());
+        self.has_printed = true;
+        self.text.clear();
+        written.and_then(|()| stdout.flush()).map_err(|error| {
+            self.is_closed = error.kind() == io::ErrorKind::BrokenPipe;
+            let what = "writing to standard output";
+            engine::Error::new(engine::ErrorKind::Io, what).caused_by(error)
+        })
+    }
 }
 
 fn kind_word(file: &ListedFile) -> &'static str {
-    match file.metadata.as_ref().map(|metadata| metadata.kind) {
-        Ok(FileKind::Regular) => "file",
-        Ok(FileKind::Directory) => "folder",
-        Ok(FileKind::SymbolicLink) => "link",
-        Ok(FileKind::ReparsePoint(_)) => "reparse-point",
-        Ok(FileKind::CharacterDevice(_)) => "character-device",
-        Ok(FileKind::BlockDevice(_)) => "block-device",
-        Ok(FileKind::Fifo) => "fifo",
-        Ok(FileKind::Socket) => "socket",
-        Err(_) => "damaged",
+    match file.kind {
+        Some(FileKind::Regular) => "file",
+        Some(FileKind::Directory) => "folder",
+        Some(FileKind::SymbolicLink) => "link",
+        Some(FileKind::ReparsePoint(_)) => "reparse-point",
+        Some(FileKind::CharacterDevice(_)) => "character-device",
+        Some(FileKind::BlockDevice(_)) => "block-device",
+        Some(FileKind::Fifo) => "fifo",
+        Some(FileKind::Socket) => "socket",
+        None => "damaged",
     }
 }
 
 fn file_report(file: &ListedFile) -> FileReport {
-    let metadata = file.metadata.as_ref().ok();
-    let is_text = |bytes: &[u8]| std::str::from_utf8(bytes).is_ok();
-    let hexadecimal = || {
-        let bytes = file
-            .path
-            .iter()
-            .flat_map(|name| [b"/", name.as_bytes()].concat());
-        bytes.map(|byte| format!("{byte:02x}")).collect()
-    };
-    let are_text = file.path.iter().all(|name| is_text(name.as_bytes()));
+    let metadata = file.known();
+    let hexadecimal = |bytes: Vec<u8>| bytes.iter().map(|byte| format!("{byte:02x}")).collect();
     let owner = file.owner();
     let times = file.times();
     FileReport {
         path: file.display_path(),
-        path_bytes: (!are_text).then(hexadecimal),
+        path_bytes: file.path_bytes().map(hexadecimal),
         kind: kind_word(file),
         size_bytes: metadata.map_or(0, |metadata| metadata.size_bytes),
         modified: times.modified.map(calendar),
@@ -149,8 +208,9 @@ fn file_report(file: &ListedFile) -> FileReport {
         windows_attributes: metadata.and_then(|metadata| metadata.windows_attributes),
         link_target: file.link_target.as_ref().map(ToString::to_string),
         obstacle: match &file.metadata {
-            Ok(metadata) => metadata.obstacle.clone(),
-            Err(error) => Some(error.clone()),
+            Some(Ok(metadata)) => metadata.obstacle.clone(),
+            Some(Err(error)) => Some(error.clone()),
+            None => None,
         },
     }
 }
@@ -159,24 +219,22 @@ fn line(file: &ListedFile, what: &LsArgs) -> String {
     let mut name = if what.recursive {
         file.display_path()
     } else {
-        file.path
-            .last()
-            .map_or_else(|| "/".to_owned(), ToString::to_string)
+        file.display_name()
     };
-    name = printable(&name);
-    let kind = file.metadata.as_ref().ok().map(|metadata| metadata.kind);
-    if kind == Some(FileKind::Directory) && !name.ends_with('/') {
+    name = printable(name);
+    if file.kind == Some(FileKind::Directory) && !name.ends_with('/') {
         name.push('/');
     }
     if !what.long {
-        return format!("{name}\n");
+        name.push('\n');
+        return name;
     }
     if let Some(target) = &file.link_target {
-        name.push_str(&format!(" -> {}", printable(&target.to_string())));
+        name.push_str(&format!(" -> {}", printable(target.to_string())));
     }
     let report = file_report(file);
     if let Some(obstacle) = &report.obstacle {
-        name.push_str(&format!("  ({})", printable(obstacle)));
+        name.push_str(&format!("  ({})", printable(obstacle.clone())));
     }
     let rights = match (report.mode, report.user, report.group) {
         (Some(mode), Some(user), Some(group)) => format!("{mode} {user:>5} {group:>5}"),
@@ -192,7 +250,10 @@ fn line(file: &ListedFile, what: &LsArgs) -> String {
 }
 
 /// A terminal is not to be commanded by what a stranger calls a file.
-fn printable(text: &str) -> String {
+fn printable(text: String) -> String {
+    if !text.chars().any(char::is_control) {
+        return text;
+    }
     text.chars()
         .flat_map(|character| {
             let escaped = character.is_control();

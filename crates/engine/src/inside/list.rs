@@ -1,10 +1,12 @@
 //! Files of a folder, told one after the other in bounded memory; and the bytes of one file.
 //!
 //! Each folder is told sorted by name, as long as it has at most 65,536 entries; longer ones are told in runs of that
-//! many, each sorted. Below the first folder nothing is sorted across folders. Links are not followed.
+//! many, each sorted. A folder's own names come first, then what lies below its folders. Links are not followed. Where
+//! names are enough, no more is read than the directories themselves.
 
 use std::collections::HashSet;
 use std::ops::ControlFlow;
+use std::sync::Arc;
 
 use guestfs::filesystem::{
     DirectoryCursor, DirectoryEntry, FileKind, Metadata, Timestamp, UnixOwner,
@@ -21,6 +23,7 @@ const SORTED_MAX: usize = 65_536;
 /// Folders that are known at once; a listing of more is cut and says so.
 const FOLDERS_MAX: usize = 8 << 20;
 const DEPTH_MAX: usize = 10_000;
+const DAMAGE_MAX: usize = 10_000;
 const READ_BYTES: usize = 1 << 20;
 
 /// How far down.
@@ -32,6 +35,15 @@ pub enum Depth {
     Everything,
 }
 
+/// How much is told of each file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Detail {
+    /// Its name and kind.
+    Names,
+    /// All that is known.
+    Metadata,
+}
+
 /// When it happened: modified and created.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct ListedTimes {
@@ -41,32 +53,83 @@ pub struct ListedTimes {
     pub created: Option<Timestamp>,
 }
 
+/// A folder whose names are told.
+#[derive(Debug)]
+struct ListedFolder {
+    names: Vec<FileName>,
+    /// Its path as text with a slash at the end.
+    text: String,
+}
+
+impl ListedFolder {
+    fn new(names: Vec<FileName>) -> Arc<Self> {
+        let mut text = display_path(&names);
+        if !text.ends_with('/') {
+            text.push('/');
+        }
+        Arc::new(Self { names, text })
+    }
+}
+
 /// A file as it is told.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct ListedFile {
-    /// Path from the root of its file system.
-    pub path: Vec<FileName>,
-    /// What is known of it, or why nothing is.
-    pub metadata: std::result::Result<Metadata, String>,
+    folder: Arc<ListedFolder>,
+    /// Its name in its folder; none for the root of a file system.
+    name: Option<FileName>,
+    /// What it is, where that is known.
+    pub kind: Option<FileKind>,
+    /// What is known of it, or why nothing is; nothing where only names are told.
+    pub metadata: Option<std::result::Result<Metadata, String>>,
     /// Where it leads, if it is a link.
     pub link_target: Option<FileName>,
 }
 
 impl ListedFile {
-    /// Its path as text.
+    /// Its path from the root of its file system as text.
     pub fn display_path(&self) -> String {
-        display_path(&self.path)
+        match &self.name {
+            None => "/".to_owned(),
+            Some(name) => {
+                let name = String::from_utf8_lossy(name.as_bytes());
+                [self.folder.text.as_str(), &name].concat()
+            }
+        }
+    }
+
+    /// Its name in its folder as text.
+    pub fn display_name(&self) -> String {
+        let name = self.name.as_ref();
+        name.map_or_else(|| "/".to_owned(), ToString::to_string)
+    }
+
+    /// The bytes of its path, where that is no text.
+    pub fn path_bytes(&self) -> Option<Vec<u8>> {
+        let names = || self.folder.names.iter().chain(&self.name);
+        let is_text = |name: &FileName| std::str::from_utf8(name.as_bytes()).is_ok();
+        if names().all(is_text) {
+            return None;
+        }
+        Some(
+            names()
+                .flat_map(|name| [b"/", name.as_bytes()].concat())
+                .collect(),
+        )
+    }
+
+    /// Its metadata, where they were asked for and could be read.
+    pub fn known(&self) -> Option<&Metadata> {
+        self.metadata.as_ref()?.as_ref().ok()
     }
 
     /// Its owner and mode, where that is known.
     pub fn owner(&self) -> Option<UnixOwner> {
-        self.metadata.as_ref().ok()?.owner
+        self.known()?.owner
     }
 
     /// When it was made and changed.
     pub fn times(&self) -> ListedTimes {
-        self.metadata
-            .as_ref()
+        self.known()
             .map(|metadata| ListedTimes {
                 modified: metadata.times.modified,
                 created: metadata.times.created,
@@ -80,6 +143,39 @@ pub(crate) fn is_local(kind: guestfs::ErrorKind) -> bool {
     !matches!(kind, guestfs::ErrorKind::Io | guestfs::ErrorKind::Cancelled)
 }
 
+/// What is damaged, in words; of very much, the first of it and how much more there is.
+#[derive(Default)]
+struct Damage {
+    told: Vec<String>,
+    more: u64,
+}
+
+impl Damage {
+    fn add(&mut self, path: &[FileName], why: &str) {
+        if self.told.len() >= DAMAGE_MAX {
+            self.more = self.more.saturating_add(1);
+        } else {
+            self.told.push(format!("{}: {why}", display_path(path)));
+        }
+    }
+
+    fn finish(mut self) -> Vec<String> {
+        if self.more > 0 {
+            self.told.push(format!("and {} more", self.more));
+        }
+        self.told
+    }
+}
+
+/// A listing under way.
+struct Listing<'a, V> {
+    place: &'a Place,
+    detail: Detail,
+    cancel: &'a Cancellation,
+    visit: V,
+    damage: Damage,
+}
+
 /// Tells the files of a folder, or the one file that `place` is. What is damaged is returned in words.
 ///
 /// # Errors
@@ -87,113 +183,151 @@ pub(crate) fn is_local(kind: guestfs::ErrorKind) -> bool {
 pub fn list(
     place: &Place,
     depth: Depth,
+    detail: Detail,
     cancel: &Cancellation,
-    mut visit: impl FnMut(ListedFile) -> Result<()>,
+    visit: impl FnMut(ListedFile) -> Result<()>,
 ) -> Result<Vec<String>> {
+    let mut listing = Listing {
+        place,
+        detail,
+        cancel,
+        visit,
+        damage: Damage::default(),
+    };
     let metadata = place.file_system.metadata(place.file)?;
-    let mut damage = Vec::new();
     if metadata.kind != FileKind::Directory {
-        visit(told(place, place.file, place.path.clone())?)?;
-        return Ok(damage);
+        let above = place.path.split_last().map_or(&[][..], |(_, above)| above);
+        let folder = ListedFolder::new(above.to_vec());
+        let told = listing.told(&folder, place.path.last().cloned(), place.file, None)?;
+        (listing.visit)(told)?;
+        return Ok(listing.damage.finish());
     }
     let mut seen = HashSet::from([place.file]);
-    let mut folders = vec![(place.file, place.path.clone())];
-    while let Some((folder, path)) = folders.pop() {
+    let mut path = place.path.clone();
+    // Folders that are still to be told, those of one folder together, the next one last.
+    let mut waiting = vec![listing.folder(place.file, &path)?];
+    if depth == Depth::Folder {
+        return Ok(listing.damage.finish());
+    }
+    while let Some(folders) = waiting.last_mut() {
+        let Some((name, file)) = folders.pop() else {
+            waiting.pop();
+            if !waiting.is_empty() {
+                path.pop();
+            }
+            continue;
+        };
+        path.push(name);
+        if path.len() > DEPTH_MAX || seen.len() >= FOLDERS_MAX || !seen.insert(file) {
+            listing.damage.add(&path, "met before, or too deep");
+            path.pop();
+            continue;
+        }
+        waiting.push(listing.folder(file, &path)?);
+    }
+    Ok(listing.damage.finish())
+}
+
+/// A name that is to be told.
+struct Entry {
+    name: FileName,
+    file: FileId,
+    kind: Option<FileKind>,
+}
+
+impl<V: FnMut(ListedFile) -> Result<()>> Listing<'_, V> {
+    /// Tells the names in one folder, and gives back the folders among them, the last one first.
+    fn folder(&mut self, folder: FileId, path: &[FileName]) -> Result<Vec<(FileName, FileId)>> {
+        let listed = ListedFolder::new(path.to_vec());
         let mut cursor = DirectoryCursor::default();
         let mut below = Vec::new();
         loop {
-            cancel.check()?;
-            let (entries, is_end) = match run_of(place, folder, cursor, &path, &mut damage)? {
-                Some(run) => run,
-                None => break,
-            };
-            cursor = entries
-                .iter()
-                .map(|entry| entry.0)
-                .next_back()
-                .unwrap_or(cursor);
-            let mut names: Vec<_> = entries
-                .into_iter()
-                .map(|(_, name, file)| (name, file))
-                .collect();
-            names.sort();
-            for (name, file) in names {
-                let mut path = path.clone();
-                path.push(name);
-                let listed = told(place, file, path.clone())?;
-                let is_folder = listed
-                    .metadata
-                    .as_ref()
-                    .is_ok_and(|it| it.kind == FileKind::Directory);
-                visit(listed)?;
-                if is_folder && depth == Depth::Everything {
-                    if path.len() > DEPTH_MAX || seen.len() >= FOLDERS_MAX || !seen.insert(file) {
-                        damage.push(format!("{}: met before, or too deep", display_path(&path)));
-                    } else {
-                        below.push((file, path));
-                    }
+            self.cancel.check()?;
+            let (mut entries, next) = self.run_of(folder, cursor, path)?;
+            entries.sort_by(|a, b| a.name.cmp(&b.name));
+            for entry in entries {
+                let (name, file) = (entry.name.clone(), entry.file);
+                let told = self.told(&listed, Some(entry.name), file, entry.kind)?;
+                if told.kind == Some(FileKind::Directory) {
+                    below.push((name, file));
                 }
+                (self.visit)(told)?;
             }
-            if is_end {
-                break;
+            match next {
+                Some(next) => cursor = next,
+                None => break,
             }
         }
-        folders.extend(below.into_iter().rev());
+        below.reverse();
+        Ok(below)
     }
-    Ok(damage)
-}
 
-type Run = (Vec<(DirectoryCursor, FileName, FileId)>, bool);
-
-/// The next entries of a folder, and whether those are the last. Damage ends the folder.
-fn run_of(
-    place: &Place,
-    folder: FileId,
-    after: DirectoryCursor,
-    path: &[FileName],
-    damage: &mut Vec<String>,
-) -> Result<Option<Run>> {
-    let mut entries = Vec::new();
-    let mut visit = |entry: DirectoryEntry| {
-        entries.push((entry.next, entry.name, entry.file));
-        if entries.len() >= SORTED_MAX {
-            ControlFlow::Break(())
-        } else {
-            ControlFlow::Continue(())
+    /// The next entries of a folder, and where to go on, if there is more. Damage ends the folder.
+    fn run_of(
+        &mut self,
+        folder: FileId,
+        after: DirectoryCursor,
+        path: &[FileName],
+    ) -> Result<(Vec<Entry>, Option<DirectoryCursor>)> {
+        let (mut entries, mut cursor) = (Vec::new(), after);
+        let mut visit = |entry: DirectoryEntry| {
+            cursor = entry.next;
+            entries.push(Entry {
+                name: entry.name,
+                file: entry.file,
+                kind: entry.kind,
+            });
+            if entries.len() >= SORTED_MAX {
+                ControlFlow::Break(())
+            } else {
+                ControlFlow::Continue(())
+            }
+        };
+        let listed = self.place.file_system.list(folder, after, &mut visit);
+        match listed {
+            Ok(()) => {
+                let is_full = entries.len() >= SORTED_MAX;
+                Ok((entries, is_full.then_some(cursor)))
+            }
+            Err(error) if is_local(error.kind()) => {
+                self.damage.add(path, &explained(&Error::from(error)));
+                Ok((entries, None))
+            }
+            Err(error) => Err(error.into()),
         }
-    };
-    let listed = place.file_system.list(folder, after, &mut visit);
-    let is_full = entries.len() >= SORTED_MAX;
-    match listed {
-        Ok(()) => Ok(Some((entries, !is_full))),
-        Err(error) if is_local(error.kind()) => {
-            let error = Error::from(error);
-            damage.push(format!("{}: {}", display_path(path), explained(&error)));
-            Ok((!entries.is_empty()).then_some((entries, true)))
-        }
-        Err(error) => Err(error.into()),
     }
-}
 
-fn told(place: &Place, file: FileId, path: Vec<FileName>) -> Result<ListedFile> {
-    let fs = &place.file_system;
-    let metadata = match fs.metadata(file) {
-        Ok(metadata) => Ok(metadata),
-        Err(error) if is_local(error.kind()) => Err(explained(&error.into())),
-        Err(error) => return Err(error.into()),
-    };
-    let is_link = matches!(&metadata, Ok(metadata) if metadata.kind == FileKind::SymbolicLink);
-    // A link that cannot be read is told as one that leads nowhere; opening it tells why.
-    let link_target = if is_link {
-        fs.read_link(file).ok()
-    } else {
-        None
-    };
-    Ok(ListedFile {
-        path,
-        metadata,
-        link_target,
-    })
+    fn told(
+        &self,
+        folder: &Arc<ListedFolder>,
+        name: Option<FileName>,
+        file: FileId,
+        kind: Option<FileKind>,
+    ) -> Result<ListedFile> {
+        let fs = &self.place.file_system;
+        let mut told = ListedFile {
+            folder: Arc::clone(folder),
+            name,
+            kind,
+            metadata: None,
+            link_target: None,
+        };
+        if self.detail == Detail::Names && kind.is_some() {
+            return Ok(told);
+        }
+        let metadata = match fs.metadata(file) {
+            Ok(metadata) => Ok(metadata),
+            Err(error) if is_local(error.kind()) => Err(explained(&error.into())),
+            Err(error) => return Err(error.into()),
+        };
+        told.kind = metadata.as_ref().ok().map(|metadata| metadata.kind);
+        told.metadata = Some(metadata);
+        if told.kind == Some(FileKind::SymbolicLink) {
+            // A link that cannot be read is told as one that leads nowhere; opening it tells why.
+            told.link_target = fs.read_link(file).ok();
+        }
+        Ok(told)
+    }
 }
 
 /// Gives the contents of a file piece by piece.

@@ -1,9 +1,9 @@
-//! Files that patterns mean: `*` and `?` within one name, as a shell would take them.
+//! Files that patterns mean: `*` and `?` within one name, as a shell would take them; `**` is any number of folders.
 //!
 //! A name that is there literally is meant literally, so that files with such characters in their names can be named.
 //! Where the file system takes no notice of case, neither do patterns. Links are never followed by a pattern.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
@@ -16,6 +16,8 @@ use crate::{Error, ErrorKind, Result};
 
 /// Most files that patterns may mean by name; folders are extracted whole, so that this is no limit on their contents.
 const SELECTED_MAX: usize = 1_000_000;
+/// How deep `**` goes.
+const DEPTH_MAX: usize = 4096;
 
 impl InsideDisks {
     /// All files that typed paths mean, without those that lie in a folder that is meant, too.
@@ -53,9 +55,18 @@ impl InsideDisks {
 
 fn expand(root: Place, names: Vec<FileName>, into: &mut Vec<Place>) -> Result<()> {
     let mut places = vec![root];
+    let mut is_below_pattern = false;
     let count = names.len();
     for (index, name) in names.into_iter().enumerate() {
         let is_last = index.saturating_add(1) == count;
+        if name.as_bytes() == b"**" {
+            // As the last name it means everything: the folders themselves.
+            if !is_last {
+                places = with_folders_below(places)?;
+            }
+            is_below_pattern = true;
+            continue;
+        }
         let last = if is_last {
             LastLink::Keep
         } else {
@@ -69,18 +80,66 @@ fn expand(root: Place, names: Vec<FileName>, into: &mut Vec<Place>) -> Result<()
                     matching(place, &name, is_last, &mut next)?;
                 }
                 // Below a pattern, not every folder has what is looked for.
-                Err(error) if error.kind() == ErrorKind::NotFound && places.len() > 1 => {}
+                Err(error) if error.kind() == ErrorKind::NotFound && is_below_pattern => {}
                 Err(error) => return Err(error),
             }
-            if next.len() > SELECTED_MAX {
-                let what = format!("more than {SELECTED_MAX} files are meant: name their folder");
-                return Err(Error::new(ErrorKind::Invalid, what));
-            }
+            check_count(next.len())?;
         }
+        is_below_pattern |= is_pattern(&name);
         places = next;
     }
     into.append(&mut places);
     Ok(())
+}
+
+fn check_count(count: usize) -> Result<()> {
+    if count > SELECTED_MAX {
+        let what = format!("more than {SELECTED_MAX} files are meant: name their folder");
+        return Err(Error::new(ErrorKind::Invalid, what));
+    }
+    Ok(())
+}
+
+/// Folders and all folders below them. Links are not followed; a folder that is met again is not entered again.
+fn with_folders_below(tops: Vec<Place>) -> Result<Vec<Place>> {
+    let mut found: Vec<Place> = Vec::new();
+    let mut seen = HashSet::new();
+    let mut waiting: Vec<Place> = tops.into_iter().rev().collect();
+    while let Some(place) = waiting.pop() {
+        let fs = Arc::clone(&place.file_system);
+        if place.path.len() > DEPTH_MAX || !seen.insert(place.file) {
+            continue;
+        }
+        if fs.metadata(place.file)?.kind != FileKind::Directory {
+            continue;
+        }
+        let mut folders = Vec::new();
+        fs.list(place.file, DirectoryCursor::default(), &mut |entry| {
+            let may_be = entry.kind.is_none_or(|kind| kind == FileKind::Directory);
+            if may_be {
+                folders.push((entry.name, entry.file));
+            }
+            if folders.len() > SELECTED_MAX {
+                ControlFlow::Break(())
+            } else {
+                ControlFlow::Continue(())
+            }
+        })?;
+        folders.sort();
+        for (name, file) in folders.into_iter().rev() {
+            let mut path = place.path.clone();
+            path.push(name);
+            waiting.push(Place {
+                volume: place.volume,
+                file_system: Arc::clone(&fs),
+                file,
+                path,
+            });
+        }
+        found.push(place);
+        check_count(found.len().saturating_add(waiting.len()))?;
+    }
+    Ok(found)
 }
 
 fn is_pattern(name: &FileName) -> bool {

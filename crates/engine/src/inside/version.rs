@@ -18,6 +18,8 @@ pub struct VersionInside {
     session: Arc<ReadSession>,
     /// NAME@SEQUENCE.
     version: String,
+    /// NAME@SEQUENCE and the root of each disk.
+    identity: String,
 }
 
 impl VersionInside {
@@ -31,8 +33,6 @@ impl VersionInside {
         selector: &PointSelector,
         context: JobContext<'_>,
     ) -> Result<Self> {
-        let point = repository.find_point(selector)?.point;
-    ) -> Result<Self> {
         Self::open_with_keys(repository, selector, &[], context)
     }
 
@@ -45,15 +45,23 @@ impl VersionInside {
         selector: &PointSelector,
         keys: &[UnlockKey],
         context: JobContext<'_>,
+    ) -> Result<Self> {
+        let point = repository.find_point(selector)?.point;
         let session = protect(repository, LeaseKind::Restore, &[&point], context)?;
         let mut disks: Vec<Arc<dyn ReadAt>> = Vec::new();
         for disk in &point.disks {
             disks.push(Arc::new(repository.open_version(disk, &session)?));
         }
+        let version = format!("{}@{}", point.name, point.sequence);
+        let mut identity = version.clone();
+        for disk in &point.disks {
+            identity.push_str(&format!(" {}", disk.root));
+        }
         Ok(Self {
             inside: InsideDisks::open_with_keys(&disks, keys)?,
             session,
-            version: format!("{}@{}", point.name, point.sequence),
+            version,
+            identity,
         })
     }
 
@@ -65,6 +73,11 @@ impl VersionInside {
     /// NAME@SEQUENCE.
     pub fn version(&self) -> &str {
         &self.version
+    }
+
+    /// What its bytes are known by: equal only where all of them are.
+    pub fn identity(&self) -> String {
+        self.identity.clone()
     }
 
     /// Whether a lease protects it from garbage collection.

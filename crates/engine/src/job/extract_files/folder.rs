@@ -2,38 +2,57 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
+use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::ffi::OsStrExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
 
-use guestfs::FileName;
-use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags, Stat};
 use rustix::io::Errno;
 
-use super::{Existing, SIDE_FILE};
+use super::Existing;
 use crate::{Error, ErrorKind, Result};
 
-/// Longest name that Linux file systems hold.
-const NAME_BYTES_MAX: usize = 255;
-const KEPT_BYTES: usize = 200;
-const PARTIAL: &str = ".hikae-partial";
 const WALK: OFlags = OFlags::RDONLY
     .union(OFlags::DIRECTORY)
     .union(OFlags::NOFOLLOW)
     .union(OFlags::CLOEXEC);
 
+/// What a new file or folder may be used for by whom, until it gets its own mode.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Access {
+    /// By its maker only.
+    Private,
+    /// As the surroundings of the process say (umask).
+    Usual,
+}
+
+/// What a failure of the host means for the job: some belong to one file.
+fn kind_of(error: &io::Error) -> ErrorKind {
+    match Errno::from_io_error(error) {
+        Some(Errno::EXIST) => ErrorKind::AlreadyExists,
+        Some(Errno::LOOP | Errno::NOTDIR | Errno::ISDIR | Errno::NOTEMPTY) => ErrorKind::Refused,
+        Some(Errno::NOSPC | Errno::DQUOT) => ErrorKind::Full,
+        // A name that this host cannot hold.
+        Some(Errno::INVAL | Errno::NAMETOOLONG | Errno::ILSEQ) => ErrorKind::Invalid,
+        // A size or kind that it cannot hold.
+        Some(Errno::FBIG | Errno::OPNOTSUPP | Errno::PERM | Errno::MLINK) => ErrorKind::Unsupported,
+        _ => ErrorKind::Io,
+    }
+}
+
+/// An error of the host while a file is made.
+pub(super) fn host_error(what: impl Into<String>, error: impl Into<io::Error>) -> Error {
+    let error: io::Error = error.into();
+    Error::new(kind_of(&error), what).caused_by(error)
+}
+
 /// An open folder.
 #[derive(Debug)]
 pub(super) struct Folder(OwnedFd);
 
-fn failed(what: impl std::fmt::Display, error: Errno) -> Error {
-    let kind = match error {
-        Errno::EXIST => ErrorKind::AlreadyExists,
-        Errno::LOOP | Errno::NOTDIR => ErrorKind::Refused,
-        Errno::NOSPC | Errno::DQUOT => ErrorKind::Full,
-        _ => ErrorKind::Io,
-    };
-    Error::new(kind, what.to_string()).caused_by(std::io::Error::from(error))
+fn named(name: &OsStr) -> String {
+    name.to_string_lossy().into_owned()
 }
 
 impl Folder {
@@ -45,18 +64,48 @@ impl Folder {
         })?;
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let opened = rustix::fs::open(path, flags, Mode::empty());
-        opened.map(Self).map_err(|error| failed(what, error))
+        opened
+            .map(Self)
+            .map_err(|error| host_error(what.to_string(), error))
     }
 
     /// A folder in it, made when it is not there.
-    pub(super) fn enter(&self, name: &OsStr) -> Result<Self> {
-        let what = || format!("entering {}", name.to_string_lossy());
-        match rustix::fs::mkdirat(&self.0, name, Mode::from_raw_mode(0o700)) {
+    pub(super) fn enter(&self, name: &OsStr, access: Access) -> Result<Self> {
+        let what = || format!("entering {}", named(name));
+        let mode = match access {
+            Access::Private => 0o700,
+            Access::Usual => 0o777,
+        };
+        match rustix::fs::mkdirat(&self.0, name, Mode::from_raw_mode(mode)) {
             Ok(()) | Err(Errno::EXIST) => {}
-            Err(error) => return Err(failed(what(), error)),
+            Err(error) => return Err(host_error(what(), error)),
         }
+        self.open(name)
+    }
+
+    /// A folder in it that is there.
+    pub(super) fn open(&self, name: &OsStr) -> Result<Self> {
         let opened = rustix::fs::openat(&self.0, name, WALK, Mode::empty());
-        opened.map(Self).map_err(|error| failed(what(), error))
+        opened
+            .map(Self)
+            .map_err(|error| host_error(format!("entering {}", named(name)), error))
+    }
+
+    /// The folder above, if it is still the one that it was.
+    pub(super) fn above(&self, identity: (u64, u64)) -> Result<Self> {
+        let above = self.open(OsStr::new(".."))?;
+        if above.identity()? == identity {
+            return Ok(above);
+        }
+        let what = "somebody moved a folder of the target meanwhile";
+        Err(Error::new(ErrorKind::Refused, what))
+    }
+
+    /// What tells it from every other folder of the host.
+    pub(super) fn identity(&self) -> Result<(u64, u64)> {
+        let stat = rustix::fs::fstat(&self.0)
+            .map_err(|error| host_error("looking at a folder of the target", error))?;
+        Ok((stat.st_dev, stat.st_ino))
     }
 
     /// The same folder once more.
@@ -66,107 +115,162 @@ impl Folder {
             .map_err(|error| Error::new(ErrorKind::Io, "the target").caused_by(error))
     }
 
+    /// The folder of a path below it, which is made as far as it is missing; and the last name of the path.
+    pub(super) fn parent_of(&self, path: &[u8], access: Access) -> Result<(Self, OsString)> {
+        let mut folder = self.again()?;
+        let mut names = path.split(|byte| *byte == b'/');
+        let last = names.next_back().unwrap_or_default();
+        for name in names {
+            folder = folder.enter(OsStr::from_bytes(name), access)?;
+        }
+        Ok((folder, OsString::from_vec(last.to_vec())))
+    }
+
+    /// Makes the names in it durable.
+    pub(super) fn sync(&self) -> Result<()> {
+        rustix::fs::fsync(&self.0).map_err(|error| host_error("syncing a folder", error))
+    }
+
     /// Its descriptor.
     pub(super) fn descriptor(&self) -> &OwnedFd {
         &self.0
     }
 
-    /// Fails when something of this name is there and may not be replaced.
-    pub(super) fn check_free(&self, name: &OsStr, existing: Existing) -> Result<()> {
+    /// What has this name in it, if anything.
+    pub(super) fn look(&self, name: &OsStr) -> Result<Option<Stat>> {
         match rustix::fs::statat(&self.0, name, AtFlags::SYMLINK_NOFOLLOW) {
-            Err(Errno::NOENT) => Ok(()),
-            Err(error) => Err(failed(name.to_string_lossy(), error)),
-            Ok(_) if existing == Existing::Replace => Ok(()),
-            Ok(_) => Err(failed(name.to_string_lossy(), Errno::EXIST)),
+            Ok(stat) => Ok(Some(stat)),
+            Err(Errno::NOENT) => Ok(None),
+            Err(error) => Err(host_error(named(name), error)),
         }
     }
 
-    /// A new file without a name that counts yet.
-    pub(super) fn create_partial(&self) -> Result<File> {
-        let flags =
-            OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let create = || rustix::fs::openat(&self.0, PARTIAL, flags, Mode::from_raw_mode(0o600));
+    /// A new file; one of this name that a killed run left is replaced.
+    pub(super) fn create(&self, name: &str, access: Access) -> Result<File> {
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+        let mode = match access {
+            Access::Private => 0o600,
+            Access::Usual => 0o666,
+        };
+        let create = || rustix::fs::openat(&self.0, name, flags, Mode::from_raw_mode(mode));
         let created = match create() {
-            // Left behind by a run that was killed.
             Err(Errno::EXIST) => {
-                self.remove_partial()?;
+                self.remove(OsStr::new(name))?;
                 create()
             }
             outcome => outcome,
         };
         created
             .map(File::from)
-            .map_err(|error| failed("making a file", error))
+            .map_err(|error| host_error("making a file", error))
     }
 
-    /// Takes the unnamed file, or link, away.
-    pub(super) fn remove_partial(&self) -> Result<()> {
-        match rustix::fs::unlinkat(&self.0, PARTIAL, AtFlags::empty()) {
+    /// Opens a file of ours to read and write, made when it is not there.
+    pub(super) fn open_own(&self, name: &str, more: OFlags) -> Result<File> {
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC | more;
+        let opened = rustix::fs::openat(&self.0, name, flags, Mode::from_raw_mode(0o600));
+        opened
+            .map(File::from)
+            .map_err(|error| host_error(name, error))
+    }
+
+    /// Opens a file to read it, without leaving a trace where that is allowed; nothing when it is no plain file.
+    pub(super) fn open_plain(&self, name: &OsStr) -> Result<Option<File>> {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let open = |flags| rustix::fs::openat(&self.0, name, flags, Mode::empty());
+        #[cfg(target_os = "linux")]
+        let opened = match open(flags | OFlags::NOATIME) {
+            Err(Errno::PERM) => open(flags),
+            outcome => outcome,
+        };
+        #[cfg(not(target_os = "linux"))]
+        let opened = open(flags);
+        let file = match opened {
+            Ok(file) => File::from(file),
+            Err(Errno::NOENT | Errno::LOOP) => return Ok(None),
+            Err(error) => return Err(host_error(named(name), error)),
+        };
+        let metadata = file
+            .metadata()
+            .map_err(|error| host_error(named(name), error))?;
+        Ok(metadata.is_file().then_some(file))
+    }
+
+    /// Takes a file, or link, away.
+    pub(super) fn remove(&self, name: &OsStr) -> Result<()> {
+        match rustix::fs::unlinkat(&self.0, name, AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
-            Err(error) => Err(failed("removing an unfinished file", error)),
+            Err(error) => Err(host_error("removing an unfinished file", error)),
         }
     }
 
-    /// Makes a link without a name that counts yet, and tells how it is called meanwhile.
-    pub(super) fn link_partial(&self, target: &[u8]) -> Result<&'static str> {
-        self.remove_partial()?;
-        rustix::fs::symlinkat(OsStr::from_bytes(target), &self.0, PARTIAL)
-            .map_err(|error| failed("making a link", error))?;
-        Ok(PARTIAL)
+    /// Takes a folder away with all files in it; folders in it stay, and so does it then.
+    pub(super) fn remove_folder(&self, name: &OsStr) -> Result<()> {
+        self.open(name)?.clear()?;
+        rustix::fs::unlinkat(&self.0, name, AtFlags::REMOVEDIR)
+            .map_err(|error| host_error(named(name), error))
     }
 
-    /// Gives what was made last its name.
-    pub(super) fn name_partial(&self, name: &OsStr, existing: Existing) -> Result<()> {
-        let (from, to) = (&self.0, &self.0);
-        let renamed = match existing {
-            Existing::Replace => rustix::fs::renameat(from, PARTIAL, to, name),
+    /// Takes all files in it away.
+    pub(super) fn clear(&self) -> Result<()> {
+        let failed = |error: Errno| host_error("looking for unfinished files", error);
+        let entries = rustix::fs::Dir::read_from(&self.0).map_err(failed)?;
+        for entry in entries {
+            let entry = entry.map_err(failed)?;
+            let name = entry.file_name().to_bytes();
+            if !matches!(name, b"." | b"..") {
+                self.remove(OsStr::from_bytes(name))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes a link.
+    pub(super) fn make_link(&self, name: &str, target: &[u8]) -> Result<()> {
+        self.remove(OsStr::new(name))?;
+        rustix::fs::symlinkat(OsStr::from_bytes(target), &self.0, name)
+            .map_err(|error| host_error("making a link", error))
+    }
+
+    /// Makes a pipe or a device.
+    pub(super) fn make_special(&self, name: &str, kind: FileType, device: u64) -> Result<()> {
+        self.remove(OsStr::new(name))?;
+        rustix::fs::mknodat(&self.0, name, kind, Mode::from_raw_mode(0o600), device)
+            .map_err(|error| host_error("making a special file", error))
+    }
+
+    /// Gives a file in another folder one more name, in this one.
+    pub(super) fn make_name(&self, name: &str, of: (&Folder, &OsStr)) -> Result<()> {
+        self.remove(OsStr::new(name))?;
+        rustix::fs::linkat(&of.0.0, of.1, &self.0, name, AtFlags::empty())
+            .map_err(|error| host_error("giving a file one more name", error))
+    }
+
+    /// Moves what was made here to its place.
+    pub(super) fn hand_over(
+        &self,
+        made: &str,
+        to: &Folder,
+        name: &OsStr,
+        existing: Existing,
+    ) -> Result<()> {
+        let (from, to_folder) = (&self.0, &to.0);
+        let moved = match existing {
+            Existing::Replace => rustix::fs::renameat(from, made, to_folder, name),
             Existing::Refuse => {
                 let flags = RenameFlags::NOREPLACE;
-                match rustix::fs::renameat_with(from, PARTIAL, to, name, flags) {
+                match rustix::fs::renameat_with(from, made, to_folder, name, flags) {
                     // Not every file system can; then looking first has to do.
-                    Err(Errno::INVAL | Errno::NOSYS) => {
-                        self.check_free(name, existing)?;
-                        rustix::fs::renameat(from, PARTIAL, to, name)
-                    }
+                    Err(Errno::INVAL | Errno::NOSYS) => match to.look(name)? {
+                        Some(_) => Err(Errno::EXIST),
+                        None => rustix::fs::renameat(from, made, to_folder, name),
+                    },
                     outcome => outcome,
                 }
             }
         };
-        renamed.map_err(|error| failed(name.to_string_lossy(), error))
+        moved.map_err(|error| host_error(named(name), error))
     }
-
-    /// Opens the side file to write at its end.
-    pub(super) fn side_file(&self) -> Result<File> {
-        let flags =
-            OFlags::WRONLY | OFlags::CREATE | OFlags::APPEND | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let opened = rustix::fs::openat(&self.0, SIDE_FILE, flags, Mode::from_raw_mode(0o600));
-        opened
-            .map(File::from)
-            .map_err(|error| failed(SIDE_FILE, error))
-    }
-}
-
-/// The name that a file gets on the host: its own wherever that is possible. `number` tells names apart that are cut.
-pub(super) fn host_name(name: &FileName, number: u64) -> OsString {
-    let is_ours = |bytes: &[u8]| bytes == SIDE_FILE.as_bytes() || bytes == PARTIAL.as_bytes();
-    let bytes = name.as_bytes();
-    if name.is_safe() && !is_ours(bytes) && bytes.len() <= NAME_BYTES_MAX {
-        return OsStr::from_bytes(bytes).to_owned();
-    }
-    let kept = bytes.get(..KEPT_BYTES).unwrap_or(bytes);
-    let plain: Vec<u8> = kept
-        .iter()
-        .map(|byte| {
-            if matches!(byte, 0 | b'/') {
-                b'_'
-            } else {
-                *byte
-            }
-        })
-        .collect();
-    let mut safe = OsStr::from_bytes(&plain).to_owned();
-    safe.push(format!("~{number:x}"));
-    safe
 }
 
 #[cfg(test)]
@@ -174,33 +278,43 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_that_the_host_cannot_hold_are_changed_and_others_are_not() {
-        let host =
-            |bytes: &[u8]| host_name(&FileName::from_bytes(bytes), 0x1f).into_encoded_bytes();
-        assert_eq!(host(b"a\xFF b"), b"a\xFF b");
-        assert_eq!(host(b".."), b"..~1f");
-        assert_eq!(host(b"."), b".~1f");
-        assert_eq!(host(b""), b"~1f");
-        assert_eq!(host(b"../etc\0"), b".._etc_~1f");
-        assert_eq!(host(SIDE_FILE.as_bytes()), b"hikae-metadata.jsonl~1f");
-        assert_eq!(host(&[b'x'; 255]).len(), 255);
-        assert_eq!(host(&[b'x'; 256]).len(), 203);
-    }
-
-    #[test]
     fn a_link_in_the_way_is_not_followed() {
         let place = tempfile::tempdir().expect("a folder");
         let folder = Folder::target(&place.path().join("to")).expect("made");
         std::os::unix::fs::symlink(place.path(), place.path().join("to/link")).expect("a link");
-        let entered = folder.enter(OsStr::new("link"));
+        let link = OsStr::new("link");
+        let entered = folder.enter(link, Access::Private);
         assert_eq!(
             entered.map_err(|error| error.kind()).err(),
             Some(ErrorKind::Refused)
         );
-        let free = folder.check_free(OsStr::new("link"), Existing::Refuse);
+        assert!(folder.open_plain(link).expect("looked at").is_none());
+        assert!(folder.look(link).expect("looked at").is_some());
+        folder.create("made", Access::Private).expect("made");
+        let refused = folder.hand_over("made", &folder, link, Existing::Refuse);
         assert_eq!(
-            free.map_err(|error| error.kind()),
+            refused.map_err(|error| error.kind()),
             Err(ErrorKind::AlreadyExists)
         );
+        folder
+            .hand_over("made", &folder, link, Existing::Replace)
+            .expect("replaced");
+        assert!(folder.open_plain(link).expect("looked at").is_some());
+    }
+
+    #[test]
+    fn the_way_up_leads_to_the_same_folder_or_nowhere() {
+        let place = tempfile::tempdir().expect("a folder");
+        let top = Folder::target(place.path()).expect("it");
+        let (parent, last) = top
+            .parent_of(b"a/b/c", Access::Private)
+            .expect("made on the way");
+        assert_eq!(last, "c");
+        let identity = top.open(OsStr::new("a")).expect("made").identity();
+        let identity = identity.expect("it has one");
+        parent.above(identity).expect("it is above");
+        std::fs::rename(place.path().join("a/b"), place.path().join("b")).expect("moved");
+        let moved = parent.above(identity).map_err(|error| error.kind());
+        assert_eq!(moved.err(), Some(ErrorKind::Refused));
     }
 }

@@ -1,63 +1,17 @@
-//! What of a file stands beside its bytes: set on the host as far as it can, else noted in the side file.
+//! What of a file stands beside its bytes: set on the host as far as it can, else noted.
 //!
-//! ```text
-//!   {"path": "/ann/x.txt", "written_as": "…", "kind": "file", "owner": […], "mode": "0644",
-//!    "windows_attributes": 32, "created": [seconds, nanoseconds], "security_descriptor": "0100…",
-//!    "extended_attributes": {"security.x": "00ff…"}, "streams": {"Zone.Identifier": "5b5a…"}, "link_target": "…"}
-//! ```
-//!
-//! A line has only what the host does not hold. Bytes are hexadecimal digits.
+//! **Invariants.** Named values are set before the mode, which may forbid it, and after the owner, whose change takes
+//! capabilities away; times come last. What runs with its owner's rights does not do so with another's. What the host
+//! took but does not hold (a time out of its range) is noted like what it refused.
 
-use std::collections::BTreeMap;
+use guestfs::filesystem::{FileTimes, SecurityDescriptor, Timestamp};
+use rustix::fs::{AtFlags, Gid, Mode, Stat, Timespec, Timestamps, Uid, XattrFlags};
 
-use guestfs::filesystem::{ExtendedAttribute, FileTimes, Metadata, Timestamp};
-use rustix::fs::{AtFlags, Gid, Mode, Timespec, Timestamps, Uid, XattrFlags};
-use serde::Serialize;
+use super::note::{Beside, Note, moment};
+use super::walk::Found;
 
-/// A line of the side file.
-#[derive(Debug, Default, Serialize)]
-pub(super) struct Note {
-    pub(super) path: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) path_bytes: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) written_as: Option<String>,
-    pub(super) kind: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) owner: Option<[u32; 2]>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) mode: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) windows_attributes: Option<u32>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) created: Option<(i64, u32)>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) security_descriptor: Option<String>,
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    pub(super) extended_attributes: BTreeMap<String, String>,
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    pub(super) streams: BTreeMap<String, String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) link_target: Option<String>,
-}
-
-impl Note {
-    /// Whether it says anything that the host does not hold.
-    pub(super) fn is_needed(&self) -> bool {
-        self.written_as.is_some()
-            || self.owner.is_some()
-            || self.windows_attributes.is_some()
-            || self.security_descriptor.is_some()
-            || !self.extended_attributes.is_empty()
-            || !self.streams.is_empty()
-            || self.link_target.is_some()
-    }
-}
-
-/// Bytes as hexadecimal digits.
-pub(super) fn hexadecimal(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
+/// Seconds from 1601, where Windows begins to count, to 1970.
+const WINDOWS_EPOCH_SECONDS: i64 = 11_644_473_600;
 
 fn timespec(time: Option<Timestamp>) -> Timespec {
     time.map_or(
@@ -73,55 +27,143 @@ fn timespec(time: Option<Timestamp>) -> Timespec {
 }
 
 fn timestamps(times: &FileTimes) -> Timestamps {
+    // A host would take the moment of extraction where the disk knows none.
     Timestamps {
-        last_access: timespec(times.accessed),
+        last_access: timespec(times.accessed.or(times.modified)),
         last_modification: timespec(times.modified),
     }
 }
 
-/// Sets everything of an open file or folder; what cannot be set goes into the note. Times come last.
-pub(super) fn set(
-    file: impl std::os::fd::AsFd,
-    metadata: &Metadata,
-    attributes: &[ExtendedAttribute],
-    note: &mut Note,
-) -> rustix::io::Result<()> {
-    let file = file.as_fd();
-    if let Some(owner) = metadata.owner {
-        let (user, group) = (Uid::from_raw(owner.user), Gid::from_raw(owner.group));
-        let is_owned = rustix::fs::fchown(file, Some(user), Some(group)).is_ok();
-        // What runs with its owner's rights must not do so with another's.
-        let bits = if is_owned { 0o7777 } else { 0o777 };
-        if !is_owned {
-            note.owner = Some([owner.user, owner.group]);
-            note.mode = Some(format!("{:04o}", owner.mode));
-        }
-        rustix::fs::fchmod(file, Mode::from_raw_mode(u32::from(owner.mode & bits)))?;
-    }
-    for attribute in attributes {
-        let name = attribute.name.as_bytes();
-        if rustix::fs::fsetxattr(file, name, &attribute.value, XattrFlags::empty()).is_err() {
-            let value = hexadecimal(&attribute.value);
-            note.extended_attributes
-                .insert(attribute.name.to_string(), value);
-        }
-    }
-    rustix::fs::futimens(file, &timestamps(&metadata.times))
+/// What the host can do that others cannot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum HostKind {
+    /// A Unix file system.
+    Unix,
+    /// An NTFS volume mounted with ntfs-3g: it takes security descriptors, attributes and times of Windows.
+    Ntfs,
 }
 
-/// Sets owner and times of a link.
-pub(super) fn set_link(
-    folder: impl std::os::fd::AsFd,
-    name: &str,
-    metadata: &Metadata,
-    note: &mut Note,
+/// Whether a folder of the host lies on NTFS.
+pub(super) fn host_kind(folder: impl std::os::fd::AsFd) -> HostKind {
+    let mut value = [0; 4];
+    match rustix::fs::fgetxattr(folder, "system.ntfs_attrib_be", &mut value) {
+        Ok(4) => HostKind::Ntfs,
+        _ => HostKind::Unix,
+    }
+}
+
+/// Sets everything of an open file or folder; what cannot be set goes into the note.
+pub(super) fn set(
+    file: impl std::os::fd::AsFd,
+    found: &Found,
+    beside: &mut Beside,
+    host: HostKind,
 ) -> rustix::io::Result<()> {
-    let flags = AtFlags::SYMLINK_NOFOLLOW;
-    if let Some(owner) = metadata.owner {
+    let file = file.as_fd();
+    let (metadata, note) = (&found.metadata, &mut beside.note);
+    let is_owned = metadata.owner.is_none_or(|owner| {
         let (user, group) = (Uid::from_raw(owner.user), Gid::from_raw(owner.group));
-        if rustix::fs::chownat(&folder, name, Some(user), Some(group), flags).is_err() {
-            note.owner = Some([owner.user, owner.group]);
+        rustix::fs::fchown(file, Some(user), Some(group)).is_ok()
+    });
+    for attribute in &beside.attributes {
+        let name = attribute.name.as_bytes();
+        if rustix::fs::fsetxattr(file, name, &attribute.value, XattrFlags::empty()).is_err() {
+            note.add_attribute(attribute);
         }
     }
-    rustix::fs::utimensat(&folder, name, &timestamps(&metadata.times), flags)
+    if let Some(owner) = metadata.owner {
+        let bits = if is_owned { 0o7777 } else { 0o777 };
+        let mode = Mode::from_raw_mode(u32::from(owner.mode & bits));
+        let is_set = rustix::fs::fchmod(file, mode).is_ok();
+        if !is_owned || !is_set {
+            note.add_owner(found);
+        }
+    }
+    let is_timed = rustix::fs::futimens(file, &timestamps(&metadata.times)).is_ok();
+    let held = rustix::fs::fstat(file)?;
+    note_times(note, &metadata.times, is_timed.then_some(&held));
+    if host == HostKind::Ntfs {
+        set_windows(file, found, beside.security.as_ref(), note);
+    }
+    Ok(())
+}
+
+/// Notes times that the host does not hold to the second. (FAT counts in two seconds.)
+fn note_times(note: &mut Note, times: &FileTimes, held: Option<&Stat>) {
+    let is_held = |wanted: Option<Timestamp>, seconds: i64| {
+        wanted.is_none_or(|wanted| seconds == wanted.seconds || seconds == (wanted.seconds & !1))
+    };
+    if held.is_none_or(|held| !is_held(times.modified, held.st_mtime)) {
+        note.modified = moment(times.modified);
+    }
+    if held.is_none_or(|held| !is_held(times.accessed, held.st_atime)) {
+        note.accessed = moment(times.accessed);
+    }
+}
+
+/// What ntfs-3g takes; what it took is not noted.
+fn set_windows(
+    file: std::os::fd::BorrowedFd<'_>,
+    found: &Found,
+    security: Option<&SecurityDescriptor>,
+    note: &mut Note,
+) {
+    let give = |name: &str, value: &[u8]| {
+        rustix::fs::fsetxattr(file, name, value, XattrFlags::empty()).is_ok()
+    };
+    if let Some(security) = security
+        && give("system.ntfs_acl", &security.0)
+    {
+        note.security_descriptor = None;
+        note.security_descriptor_sddl = None;
+    }
+    if let Some(attributes) = found.metadata.windows_attributes
+        && give("system.ntfs_attrib_be", &attributes.to_be_bytes())
+    {
+        note.windows_attributes = None;
+    }
+    if let Some(ticks) = found.metadata.times.created.and_then(windows_ticks)
+        && give("system.ntfs_crtime_be", &ticks.to_be_bytes())
+    {
+        note.created = None;
+    }
+}
+
+/// A moment in ticks of 100 nanoseconds since 1601.
+pub(super) fn windows_ticks(time: Timestamp) -> Option<u64> {
+    let seconds = time.seconds.checked_add(WINDOWS_EPOCH_SECONDS)?;
+    let seconds = u64::try_from(seconds).ok()?;
+    seconds
+        .checked_mul(10_000_000)?
+        .checked_add(u64::from(time.nanoseconds / 100))
+}
+
+/// Sets owner, times and, unless it is a link, the mode of something that has no bytes, by its name.
+pub(super) fn set_by_name(
+    folder: impl std::os::fd::AsFd,
+    name: &str,
+    found: &Found,
+    beside: &mut Beside,
+) -> rustix::io::Result<()> {
+    let flags = AtFlags::SYMLINK_NOFOLLOW;
+    let (metadata, note) = (&found.metadata, &mut beside.note);
+    if let Some(owner) = metadata.owner {
+        let (user, group) = (Uid::from_raw(owner.user), Gid::from_raw(owner.group));
+        let owned = rustix::fs::chownat(&folder, name, Some(user), Some(group), flags);
+        let is_link = metadata.kind == guestfs::filesystem::FileKind::SymbolicLink;
+        let mode = Mode::from_raw_mode(u32::from(owner.mode));
+        // It lies in a folder of ours, so that there is no link that this could follow.
+        let has_mode =
+            is_link || rustix::fs::chmodat(&folder, name, mode, AtFlags::empty()).is_ok();
+        if owned.is_err() || !has_mode {
+            note.add_owner(found);
+        }
+    }
+    for attribute in &beside.attributes {
+        note.add_attribute(attribute);
+    }
+    let times = rustix::fs::utimensat(&folder, name, &timestamps(&metadata.times), flags);
+    let held = rustix::fs::statat(&folder, name, flags)?;
+    note_times(note, &metadata.times, times.is_ok().then_some(&held));
+    Ok(())
 }

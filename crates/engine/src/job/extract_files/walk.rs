@@ -1,405 +1,266 @@
-//! The walk through what is extracted: folders on a stack of their own, files one after the other.
+//! The walk through what is extracted: folders on a stack of their own, what lies in them handed on in runs.
+//!
+//! ```text
+//!   place ─► enter … enter ─► files (a run, in the order in which they lie on the volume) ─► enter a folder below ─► … ─► leave
+//! ```
+//!
+//! **Invariants.** Memory is bounded by the depth, a run of names, and the folders that were met. Nothing is met twice:
+//! a folder that leads back to itself is told as a failure. What is damaged is told and the others go on.
 
 use std::collections::HashSet;
-use std::ffi::OsString;
-use std::fs::File;
-use std::io::Write;
 use std::ops::ControlFlow;
-use std::os::unix::fs::FileExt;
 
-use guestfs::filesystem::{DirectoryCursor, FileKind, FileSystemKind, Metadata};
+use guestfs::filesystem::{DirectoryCursor, FileKind, Metadata};
 use guestfs::{FileId, FileName, FileSystem};
 
-use super::folder::{Folder, host_name};
-use super::metadata::{self, Note, hexadecimal};
-use super::{Existing, ExtractReport, ExtractRequest};
 use crate::inside::Place;
-use crate::job::JobContext;
 use crate::transfer::explained;
-use crate::{Error, ErrorKind, Result};
+use crate::{Cancellation, Error, ErrorKind, Result};
 
-const DEPTH_MAX: usize = 400;
+const DEPTH_MAX: usize = 4100;
+const FOLDERS_MAX: usize = 8 << 20;
 const RUN_ENTRIES: usize = 4096;
-const PIECE_BYTES: u64 = 4 << 20;
-const STREAM_BYTES_MAX: u64 = 64 << 10;
-const FAILURES_MAX: usize = 1000;
 
-/// One run of the job.
-pub(super) struct Extraction<'a> {
-    existing: Existing,
-    context: JobContext<'a>,
-    target: Folder,
-    side: Option<File>,
-    report: ExtractReport,
+/// Something that was found.
+pub(super) struct Found {
+    pub(super) name: FileName,
+    pub(super) file: FileId,
+    pub(super) metadata: Metadata,
 }
 
-/// A folder on the way.
-struct Frame {
-    file: FileId,
-    metadata: Metadata,
-    folder: Folder,
-    path: Vec<FileName>,
-    written_as: Option<OsString>,
-    cursor: DirectoryCursor,
-    waiting: Vec<(FileName, FileId)>,
-    is_read: bool,
+/// Who takes what the walk finds. Everything is told relative to the folder that was entered last.
+pub(super) trait Visitor<'env> {
+    /// Everything from here on lies on this file system; in this folder of the target, where there are several.
+    fn begin(&mut self, place: &'env Place, below: Option<&str>) -> Result<()>;
+    /// A folder. An error that belongs to one file means: not entered, go on.
+    fn enter(&mut self, folder: Found, role: Role) -> Result<()>;
+    /// Anything else, a run of it.
+    fn files(&mut self, files: Vec<Found>) -> Result<()>;
+    /// The folder entered last has told everything.
+    fn leave(&mut self) -> Result<()>;
+    /// This could not be had.
+    fn fail(&mut self, name: Option<&FileName>, why: &str);
+    /// What began is over.
+    fn end(&mut self, place: &Place) -> Result<()>;
+}
+
+/// Why a folder is entered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Role {
+    /// It was asked for, with what it is.
+    Wanted,
+    /// It leads to what was asked for.
+    OnTheWay,
 }
 
 /// Whether an error belongs to one file, so that the others can go on.
-fn is_of_file(error: &Error) -> bool {
+pub(super) fn is_of_file(error: &Error) -> bool {
     matches!(
         error.kind(),
         ErrorKind::Corrupt | ErrorKind::Unsupported | ErrorKind::NotFound | ErrorKind::Invalid
     )
 }
 
-fn host_error(what: &str, error: impl Into<std::io::Error>) -> Error {
-    let error: std::io::Error = error.into();
-    Error::new(ErrorKind::Io, what).caused_by(error)
+/// Walks through all places.
+pub(super) fn walk<'env>(
+    places: &'env [Place],
+    visitor: &mut impl Visitor<'env>,
+    cancel: &Cancellation,
+) -> Result<()> {
+    let mut volumes = places.iter().map(|place| place.volume);
+    let first = volumes.next();
+    let are_several = volumes.any(|volume| Some(volume) != first);
+    for place in places {
+        let below = are_several.then(|| format!("volume-{}", place.volume));
+        visitor.begin(place, below.as_deref())?;
+        one_place(place, visitor, cancel)?;
+        visitor.end(place)?;
+    }
+    Ok(())
 }
 
-impl<'a> Extraction<'a> {
-    pub(super) fn begin(request: &ExtractRequest, context: JobContext<'a>) -> Result<Self> {
-        Ok(Self {
-            existing: request.existing,
-            context,
-            target: Folder::target(&request.target)?,
-            side: None,
-            report: ExtractReport {
-                target: request.target.clone(),
-                ..ExtractReport::default()
-            },
-        })
+/// Goes on after an error that belongs to one file.
+fn kept_going<'env, T>(
+    visitor: &mut impl Visitor<'env>,
+    name: Option<&FileName>,
+    outcome: Result<T>,
+) -> Result<Option<T>> {
+    match outcome {
+        Ok(value) => Ok(Some(value)),
+        Err(error) if is_of_file(&error) => {
+            visitor.fail(name, &explained(&error));
+            Ok(None)
+        }
+        Err(error) => Err(error),
     }
+}
 
-    /// Extracts all places.
-    pub(super) fn all(mut self, places: &[Place]) -> Result<ExtractReport> {
-        let are_several = places
-            .iter()
-            .any(|place| Some(place.volume) != places.first().map(|it| it.volume));
-        for place in places {
-            let below = are_several.then(|| format!("volume-{}", place.volume));
-            let outcome = self.place(place, below);
-            self.keep_going(&place.path, outcome)?;
-        }
-        Ok(self.report)
-    }
+fn found(fs: &dyn FileSystem, name: FileName, file: FileId) -> Result<Found> {
+    Ok(Found {
+        name,
+        file,
+        metadata: fs.metadata(file)?,
+    })
+}
 
-    fn keep_going(&mut self, path: &[FileName], outcome: Result<()>) -> Result<()> {
-        match outcome {
-            Err(error) if is_of_file(&error) => {
-                self.fail(path, &explained(&error));
-                Ok(())
-            }
-            outcome => outcome,
-        }
-    }
-
-    fn fail(&mut self, path: &[FileName], why: &str) {
-        self.report.failed = self.report.failed.saturating_add(1);
-        if self.report.failures.len() < FAILURES_MAX {
-            let path: String = path.iter().map(|name| format!("/{name}")).collect();
-            self.report.failures.push(format!("{path}: {why}"));
-        }
-    }
-
-    fn place(&mut self, place: &Place, below: Option<String>) -> Result<()> {
-        let mut folder: Option<Folder> = None;
-        let names = below.map(OsString::from).into_iter();
-        let above = place.path.split_last().map_or(&[][..], |(_, above)| above);
-        for name in names.chain(above.iter().map(|name| host_name(name, 0))) {
-            folder = Some(folder.as_ref().unwrap_or(&self.target).enter(&name)?);
-        }
-        let fs = &*place.file_system;
-        let Some(name) = place.path.last() else {
-            let metadata = fs.metadata(place.file)?;
-            let root = match folder {
-                Some(folder) => folder,
-                None => self.target.again()?,
-            };
-            let frame = Frame::new(place.file, metadata, root, Vec::new(), None);
-            return self.tree(fs, frame);
-        };
-        let folder = match folder {
-            Some(folder) => folder,
-            None => self.target.again()?,
-        };
-        let frame = self.one(fs, &folder, name, place.file, &place.path)?;
-        frame.map_or(Ok(()), |frame| self.tree(fs, frame))
-    }
-
-    /// Everything below a folder.
-    fn tree(&mut self, fs: &dyn FileSystem, top: Frame) -> Result<()> {
-        let mut seen = HashSet::from([top.file]);
-        let mut stack = vec![top];
-        while let Some(frame) = stack.last_mut() {
-            self.context.cancel.check()?;
-            if frame.waiting.is_empty() && !frame.is_read {
-                if let Err(error) = frame.read_on(fs) {
-                    let path = frame.path.clone();
-                    self.keep_going(&path, Err(error))?;
-                }
-                continue;
-            }
-            let Some((name, file)) = frame.waiting.pop() else {
-                let Some(done) = stack.pop() else { break };
-                let path = done.path.clone();
-                let outcome = self.finish_folder(fs, done);
-                self.keep_going(&path, outcome)?;
-                continue;
-            };
-            let mut path = frame.path.clone();
-            path.push(name.clone());
-            match self.one(fs, &frame.folder, &name, file, &path) {
-                Ok(None) => {}
-                Ok(Some(_)) if stack.len() >= DEPTH_MAX => {
-                    self.fail(&path, "folders are nested too deep")
-                }
-                Ok(Some(_)) if !seen.insert(file) => self.fail(&path, "this folder was met before"),
-                Ok(Some(below)) => stack.push(below),
-                Err(error) => self.keep_going(&path, Err(error))?,
-            }
-        }
-        Ok(())
-    }
-
-    /// One file; a folder is entered and given back.
-    fn one(
-        &mut self,
-        fs: &dyn FileSystem,
-        folder: &Folder,
-        name: &FileName,
-        file: FileId,
-        path: &[FileName],
-    ) -> Result<Option<Frame>> {
-        let metadata = fs.metadata(file)?;
-        let host = host_name(name, file.number);
-        let is_changed =
-            std::os::unix::ffi::OsStrExt::as_bytes(host.as_os_str()) != name.as_bytes();
-        let written_as = is_changed.then(|| host.clone());
-        if metadata.kind == FileKind::Directory {
-            let below = folder.enter(&host)?;
-            return Ok(Some(Frame::new(
-                file,
-                metadata,
-                below,
-                path.to_vec(),
-                written_as,
-            )));
-        }
-        let mut note = self.note(fs, file, &metadata, path, written_as)?;
-        match metadata.kind {
-            FileKind::Regular => {
-                folder.check_free(&host, self.existing)?;
-                let written = self.contents(fs, file, &metadata, folder, &mut note);
-                let named = written.and_then(|()| folder.name_partial(&host, self.existing));
-                if named.is_err() {
-                    folder.remove_partial()?;
-                }
-                named?;
-                self.report.files = self.report.files.saturating_add(1);
-            }
-            FileKind::SymbolicLink => {
-                folder.check_free(&host, self.existing)?;
-                let link = fs.read_link(file)?;
-                let mut target = link.as_bytes().to_vec();
-                if fs.facts().kind == FileSystemKind::Ntfs {
-                    note.link_target = Some(link.to_string());
-                    target
-                        .iter_mut()
-                        .filter(|byte| **byte == b'\\')
-                        .for_each(|byte| *byte = b'/');
-                }
-                if target.is_empty() || target.contains(&0) {
-                    return Err(Error::new(ErrorKind::Corrupt, "the link leads to no path"));
-                }
-                let made = folder.link_partial(&target)?;
-                metadata::set_link(folder.descriptor(), made, &metadata, &mut note)
-                    .map_err(|error| host_error("times of a link", error))?;
-                folder.name_partial(&host, self.existing)?;
-                self.report.links = self.report.links.saturating_add(1);
-            }
-            other => {
-                note.kind = format!("{other:?}");
-                note.mode = metadata.owner.map(|owner| format!("{:04o}", owner.mode));
-                return self.tell(&note).map(|()| None);
-            }
-        }
-        if note.is_needed() {
-            self.tell(&note)?;
-        }
-        Ok(None)
-    }
-
-    fn finish_folder(&mut self, fs: &dyn FileSystem, frame: Frame) -> Result<()> {
-        self.report.folders = self.report.folders.saturating_add(1);
-        // The target itself is the operator's.
-        if frame.path.is_empty() {
-            return Ok(());
-        }
-        let mut note = self.note(
-            fs,
-            frame.file,
-            &frame.metadata,
-            &frame.path,
-            frame.written_as,
-        )?;
-        let attributes = fs.extended_attributes(frame.file)?;
-        metadata::set(
-            frame.folder.descriptor(),
-            &frame.metadata,
-            &attributes,
-            &mut note,
-        )
-        .map_err(|error| host_error("metadata of a folder", error))?;
-        if note.is_needed() {
-            self.tell(&note)?;
-        }
-        Ok(())
-    }
-
-    fn contents(
-        &mut self,
-        fs: &dyn FileSystem,
-        file: FileId,
-        metadata: &Metadata,
-        folder: &Folder,
-        note: &mut Note,
-    ) -> Result<()> {
-        let source = fs.open(file, None)?;
-        let attributes = fs.extended_attributes(file)?;
-        let target = folder.create_partial()?;
-        let size = source.size_bytes();
-        target
-            .set_len(size)
-            .map_err(|error| host_error("the size of a file", error))?;
-        let mut buffer = Vec::new();
-        let mut at = 0_u64;
-        while at < size {
-            self.context.cancel.check()?;
-            let extent = source.extent_at(at, size.saturating_sub(at))?;
-            if extent.kind.is_zero() {
-                at = at.saturating_add(extent.length_bytes.max(1));
-                continue;
-            }
-            let length = extent
-                .length_bytes
-                .clamp(1, PIECE_BYTES)
-                .min(size.saturating_sub(at));
-            buffer.resize(usize::try_from(length).unwrap_or(0), 0);
-            source.read_at(at, &mut buffer)?;
-            target
-                .write_all_at(&buffer, at)
-                .map_err(|error| host_error("writing a file", error))?;
-            self.context.progress.advance(length);
-            self.report.written_bytes = self.report.written_bytes.saturating_add(length);
-            at = at.saturating_add(length);
-        }
-        metadata::set(&target, metadata, &attributes, note)
-            .map_err(|error| host_error("metadata of a file", error))
-    }
-
-    /// What the host does not hold of any file of this kind of file system.
-    fn note(
-        &mut self,
-        fs: &dyn FileSystem,
-        file: FileId,
-        metadata: &Metadata,
-        path: &[FileName],
-        written_as: Option<OsString>,
-    ) -> Result<Note> {
-        let bytes: Vec<u8> = path
-            .iter()
-            .flat_map(|name| [b"/", name.as_bytes()].concat())
-            .collect();
-        let mut note = Note {
-            path: String::from_utf8_lossy(&bytes).into_owned(),
-            path_bytes: std::str::from_utf8(&bytes)
-                .is_err()
-                .then(|| hexadecimal(&bytes)),
-            written_as: written_as.map(|name| name.to_string_lossy().into_owned()),
-            kind: match metadata.kind {
-                FileKind::Directory => "folder",
-                FileKind::SymbolicLink => "link",
-                _ => "file",
-            }
-            .to_owned(),
-            windows_attributes: metadata.windows_attributes,
-            created: metadata
-                .times
-                .created
-                .map(|time| (time.seconds, time.nanoseconds)),
-            security_descriptor: fs.security(file)?.map(|it| hexadecimal(&it.0)),
-            ..Note::default()
-        };
-        for stream in fs.streams(file)? {
-            let Some(name) = stream.name else { continue };
-            if stream.size_bytes > STREAM_BYTES_MAX {
-                let why = format!(
-                    "its stream {name} of {} bytes is left out",
-                    stream.size_bytes
-                );
-                self.fail(path, &why);
-                continue;
-            }
-            let mut bytes = vec![0; usize::try_from(stream.size_bytes).unwrap_or(0)];
-            fs.open(file, Some(&name))?.read_at(0, &mut bytes)?;
-            note.streams.insert(name.to_string(), hexadecimal(&bytes));
-        }
-        Ok(note)
-    }
-
-    fn tell(&mut self, note: &Note) -> Result<()> {
-        let mut line = serde_json::to_vec(note).map_err(|error| {
-            Error::new(ErrorKind::Io, "a line of the side file").caused_by(error)
+fn one_place<'env>(
+    place: &'env Place,
+    visitor: &mut impl Visitor<'env>,
+    cancel: &Cancellation,
+) -> Result<()> {
+    let fs = &*place.file_system;
+    let Some((last, above)) = place.path.split_last() else {
+        return tree(fs, fs.root(), visitor, cancel);
+    };
+    let mut on_the_way = fs.root();
+    for name in above {
+        // As it was found: by the file system's own rules.
+        let next = fs.find(on_the_way, name)?;
+        on_the_way = next.ok_or_else(|| {
+            let what = format!("{}: it is gone", place.display_path());
+            Error::new(ErrorKind::NotFound, what)
         })?;
-        line.push(b'\n');
-        let side = match &mut self.side {
-            Some(side) => side,
-            None => self.side.insert(self.target.side_file()?),
-        };
-        side.write_all(&line)
-            .map_err(|error| host_error("writing the side file", error))?;
-        self.report.noted = self.report.noted.saturating_add(1);
-        Ok(())
+        visitor.enter(found(fs, name.clone(), on_the_way)?, Role::OnTheWay)?;
     }
+    let outcome = found(fs, last.clone(), place.file);
+    if let Some(it) = kept_going(visitor, Some(last), outcome)? {
+        if it.metadata.kind == FileKind::Directory {
+            let file = it.file;
+            let entered = visitor.enter(it, Role::Wanted);
+            if kept_going(visitor, Some(last), entered)?.is_some() {
+                tree(fs, file, visitor, cancel)?;
+                visitor.leave()?;
+            }
+        } else {
+            visitor.files(vec![it])?;
+        }
+    }
+    for _ in above {
+        visitor.leave()?;
+    }
+    Ok(())
+}
+
+/// A folder on the way.
+struct Frame {
+    file: FileId,
+    cursor: DirectoryCursor,
+    /// Folders in it that are still to be entered, the next one last.
+    folders: Vec<Found>,
+    is_read: bool,
 }
 
 impl Frame {
-    fn new(
-        file: FileId,
-        metadata: Metadata,
-        folder: Folder,
-        path: Vec<FileName>,
-        written_as: Option<OsString>,
-    ) -> Self {
+    fn new(file: FileId) -> Self {
         Self {
             file,
-            metadata,
-            folder,
-            path,
-            written_as,
             cursor: DirectoryCursor::default(),
-            waiting: Vec::new(),
+            folders: Vec::new(),
             is_read: false,
         }
     }
 
     /// The next names. After damage there are no more.
-    fn read_on(&mut self, fs: &dyn FileSystem) -> Result<()> {
-        let (mut cursor, mut found) = (self.cursor, Vec::new());
+    fn names(&mut self, fs: &dyn FileSystem) -> (Vec<(FileName, FileId)>, Result<()>) {
+        let (mut cursor, mut names) = (self.cursor, Vec::new());
         let listed = fs.list(self.file, self.cursor, &mut |entry| {
             cursor = entry.next;
-            found.push((entry.name, entry.file));
-            if found.len() >= RUN_ENTRIES {
+            names.push((entry.name, entry.file));
+            if names.len() >= RUN_ENTRIES {
                 ControlFlow::Break(())
             } else {
                 ControlFlow::Continue(())
             }
         });
-        self.is_read = found.len() < RUN_ENTRIES || listed.is_err();
-        found.reverse();
-        (self.cursor, self.waiting) = (cursor, found);
-        Ok(listed?)
+        self.is_read = names.len() < RUN_ENTRIES || listed.is_err();
+        self.cursor = cursor;
+        (names, listed.map_err(Error::from))
     }
+}
+
+/// Everything below a folder that was entered.
+fn tree<'env>(
+    fs: &'env dyn FileSystem,
+    top: FileId,
+    visitor: &mut impl Visitor<'env>,
+    cancel: &Cancellation,
+) -> Result<()> {
+    let mut seen = HashSet::from([top]);
+    let mut stack = vec![Frame::new(top)];
+    while let Some(frame) = stack.last_mut() {
+        cancel.check()?;
+        if let Some(folder) = frame.folders.pop() {
+            let (name, file) = (folder.name.clone(), folder.file);
+            if stack.len() >= DEPTH_MAX {
+                visitor.fail(Some(&name), "folders are nested too deep");
+            } else if seen.len() >= FOLDERS_MAX || !seen.insert(file) {
+                visitor.fail(Some(&name), "this folder was met before");
+            } else {
+                let entered = visitor.enter(folder, Role::Wanted);
+                if kept_going(visitor, Some(&name), entered)?.is_some() {
+                    stack.push(Frame::new(file));
+                }
+            }
+        } else if frame.is_read {
+            stack.pop();
+            // The top was entered by somebody else, who leaves it.
+            if !stack.is_empty() {
+                visitor.leave()?;
+            }
+        } else {
+            read_on(fs, frame, visitor)?;
+        }
+    }
+    Ok(())
+}
+
+/// Tells the next run of files and keeps the folders among them.
+fn read_on<'env>(
+    fs: &'env dyn FileSystem,
+    frame: &mut Frame,
+    visitor: &mut impl Visitor<'env>,
+) -> Result<()> {
+    let (names, listed) = frame.names(fs);
+    let mut files = Vec::new();
+    for (name, file) in names {
+        let outcome = fs.metadata(file).map_err(Error::from);
+        let Some(metadata) = kept_going(visitor, Some(&name), outcome)? else {
+            continue;
+        };
+        let it = Found {
+            name,
+            file,
+            metadata,
+        };
+        if it.metadata.kind == FileKind::Directory {
+            frame.folders.push(it);
+        } else {
+            files.push(it);
+        }
+    }
+    // Neighbours on the volume lie in the same blocks of the repository: those are then fetched once.
+    if files.len() > 1 {
+        files.sort_by_cached_key(|it| first_byte(fs, it));
+    }
+    frame.folders.reverse();
+    if !files.is_empty() {
+        visitor.files(files)?;
+    }
+    kept_going(visitor, None, listed).map(|_| ())
+}
+
+/// Where on the volume a file begins, as far as that can be told. What lies in metadata lies where its number says.
+fn first_byte(fs: &dyn FileSystem, it: &Found) -> (u64, u64) {
+    let mut first = 0;
+    if it.metadata.kind == FileKind::Regular && it.metadata.size_bytes > 0 {
+        let told = fs.file_ranges(it.file, &mut |range| {
+            first = range.offset;
+            ControlFlow::Break(())
+        });
+        // Only speed hangs on it: whatever is wrong with the file is told when it is read.
+        if told.is_err() {
+            first = 0;
+        }
+    }
+    (first, it.file.number)
 }

@@ -1,0 +1,505 @@
+//! Single files into a folder of the host: what the threads of an extraction do.
+//!
+//! ```text
+//!   there already? ─ finished earlier ─► kept
+//!        │ no                        └─ in the way ─► the job ends, or it is replaced
+//!        ▼
+//!   unnamed file ─► bytes ─► what stands beside them ─► streams ─► note ─► its name
+//! ```
+//!
+//! **Invariants.** A file has its name only when everything else of it was written and noted.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io::Write;
+use std::os::unix::ffi::OsStrExt;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use block::ReadAt;
+use guestfs::filesystem::{DeviceNumber, FileKind, FileSystemKind, Timestamp};
+use guestfs::{FileName, FileSystem};
+use rustix::fs::{FileType, Stat};
+
+use super::super::content::{self, Check, Run};
+use super::super::folder::{Access, Folder, host_error};
+use super::super::manifest::hash_file;
+use super::super::metadata::{self, HostKind};
+use super::super::note::{Beside, StreamNote};
+use super::super::trail::{NameRule, host_name};
+use super::super::walk::{Found, is_of_file};
+use super::super::{Devices, Existing, STREAMS_FOLDER};
+use super::unfinished::{Trust, Unfinished};
+use crate::job::JobContext;
+use crate::transfer::explained;
+use crate::{Error, ErrorKind, Result};
+
+/// Longest name of a file that holds a stream.
+const NAME_BYTES_MAX: usize = 255;
+const KEPT_BYTES: usize = 110;
+
+/// Something found, with its paths on the volume and in the target, and its name there.
+pub(in super::super) struct Named {
+    pub(in super::super) found: Found,
+    pub(in super::super) source: Vec<u8>,
+    pub(in super::super) written: Vec<u8>,
+    pub(in super::super) host: OsString,
+}
+
+impl Named {
+    /// The same once more.
+    pub(in super::super) fn again(&self) -> Self {
+        Self {
+            found: Found {
+                name: self.found.name.clone(),
+                file: self.found.file,
+                metadata: self.found.metadata.clone(),
+            },
+            source: self.source.clone(),
+            written: self.written.clone(),
+            host: self.host.clone(),
+        }
+    }
+}
+
+/// What a task did.
+#[derive(Default)]
+pub(in super::super) struct Done {
+    pub(in super::super) files: u64,
+    pub(in super::super) links: u64,
+    pub(in super::super) specials: u64,
+    pub(in super::super) kept: u64,
+    pub(in super::super) written_bytes: u64,
+    pub(in super::super) noted: u64,
+    pub(in super::super) failures: Vec<String>,
+    pub(in super::super) manifest: Vec<u8>,
+    pub(in super::super) fatal: Option<Error>,
+}
+
+impl Done {
+    pub(in super::super) fn fail(&mut self, path: &[u8], why: &str) {
+        let path = String::from_utf8_lossy(path);
+        self.failures.push(format!("{path}: {why}"));
+    }
+}
+
+/// Whether a name is free.
+pub(super) enum Standing {
+    /// It may be written, in this way.
+    Write(Existing),
+    /// An earlier run finished it.
+    Finished,
+}
+
+/// What all threads share.
+pub(super) struct Shared<'env> {
+    pub(super) target: Folder,
+    pub(super) unfinished: Unfinished,
+    pub(super) notes: Mutex<File>,
+    pub(super) existing: Existing,
+    pub(super) devices: Devices,
+    pub(super) check: Check,
+    pub(super) has_manifest: bool,
+    pub(super) host: HostKind,
+    pub(super) next_name: AtomicU64,
+    pub(super) context: JobContext<'env>,
+}
+
+/// Where a file lies and is going to.
+pub(super) struct Way<'a> {
+    pub(super) fs: &'a dyn FileSystem,
+    pub(super) volume: usize,
+    pub(super) folder: &'a Folder,
+}
+
+/// Until it gets its own mode. Where it has none, it is as any file that is made here.
+pub(super) fn access(found: &Found) -> Access {
+    if found.metadata.owner.is_some() {
+        Access::Private
+    } else {
+        Access::Usual
+    }
+}
+
+fn is_time(wanted: Option<Timestamp>, stat: &Stat) -> bool {
+    let nanoseconds = u32::try_from(stat.st_mtime_nsec).unwrap_or(u32::MAX);
+    wanted.is_some_and(|wanted| {
+        let coarse = [
+            wanted.nanoseconds,
+            wanted.nanoseconds / 100 * 100,
+            wanted.nanoseconds / 1000 * 1000,
+            0,
+        ];
+        stat.st_mtime == wanted.seconds && coarse.contains(&nanoseconds)
+    })
+}
+
+impl Shared<'_> {
+    /// Extracts neighbours.
+    pub(super) fn group(&self, way: &Way<'_>, files: &[Named]) -> Done {
+        let mut done = Done::default();
+        let mut scratch = Vec::new();
+        for it in files {
+            let outcome = self.context.cancel.check();
+            let outcome = outcome.and_then(|()| self.one(way, it, &mut scratch, &mut done));
+            match outcome {
+                Ok(()) => {}
+                Err(error) if is_of_file(&error) => done.fail(&it.source, &explained(&error)),
+                Err(error) => {
+                    done.fatal = Some(error);
+                    break;
+                }
+            }
+        }
+        done
+    }
+
+    fn one(&self, way: &Way<'_>, it: &Named, scratch: &mut Vec<u8>, done: &mut Done) -> Result<()> {
+        match it.found.metadata.kind {
+            FileKind::Regular => self.regular(way, it, scratch, done),
+            FileKind::SymbolicLink => self.link(way, it, done),
+            FileKind::Fifo => self.special(way, it, (FileType::Fifo, None), done),
+            FileKind::CharacterDevice(number) if self.devices == Devices::Make => {
+                self.special(way, it, (FileType::CharacterDevice, Some(number)), done)
+            }
+            FileKind::BlockDevice(number) if self.devices == Devices::Make => {
+                self.special(way, it, (FileType::BlockDevice, Some(number)), done)
+            }
+            _ => {
+                let mut beside = self.beside(way, it)?;
+                beside.note.add_owner(&it.found);
+                for attribute in &beside.attributes {
+                    beside.note.add_attribute(attribute);
+                }
+                beside.note.add_times(&it.found.metadata.times);
+                self.streams(way, it, &mut beside, done)?;
+                self.tell(&beside, done)
+            }
+        }
+    }
+
+    pub(super) fn beside(&self, way: &Way<'_>, it: &Named) -> Result<Beside> {
+        Beside::read(way.fs, way.volume, (&it.source, &it.written), &it.found)
+    }
+
+    /// A name for something that has none yet.
+    pub(super) fn unnamed(&self) -> String {
+        self.next_name.fetch_add(1, Ordering::Relaxed).to_string()
+    }
+
+    /// Looks at what has the name already.
+    pub(super) fn standing(
+        &self,
+        folder: &Folder,
+        it: &Named,
+        source: Option<&dyn ReadAt>,
+    ) -> Result<Standing> {
+        let Some(stat) = folder.look(&it.host)? else {
+            return Ok(Standing::Write(Existing::Refuse));
+        };
+        let metadata = &it.found.metadata;
+        let is_ours = self.unfinished.is_ours(&stat);
+        let kind = FileType::from_raw_mode(stat.st_mode);
+        let is_alike = match metadata.kind {
+            FileKind::Regular => {
+                kind == FileType::RegularFile
+                    && u64::try_from(stat.st_size) == Ok(metadata.size_bytes)
+            }
+            FileKind::SymbolicLink => kind == FileType::Symlink,
+            FileKind::Fifo => kind == FileType::Fifo,
+            _ => false,
+        } && is_time(metadata.times.modified, &stat);
+        if is_ours && is_alike {
+            let is_finished = match (self.unfinished.trust, source) {
+                (Trust::Times, _) => true,
+                (Trust::Bytes, Some(source)) => match folder.open_plain(&it.host)? {
+                    Some(file) => content::is_equal(source, &file, self.context.cancel)?,
+                    None => false,
+                },
+                _ => false,
+            };
+            if is_finished {
+                return Ok(Standing::Finished);
+            }
+        }
+        if is_ours || self.existing == Existing::Replace {
+            return Ok(Standing::Write(Existing::Replace));
+        }
+        let what = String::from_utf8_lossy(&it.written).into_owned();
+        Err(Error::new(ErrorKind::AlreadyExists, what))
+    }
+
+    /// A file that an earlier run finished.
+    pub(super) fn keep(&self, folder: &Folder, it: &Named, done: &mut Done) -> Result<()> {
+        done.kept = done.kept.saturating_add(1);
+        if self.has_manifest
+            && it.found.metadata.kind == FileKind::Regular
+            && let Some(file) = folder.open_plain(&it.host)?
+        {
+            let hash = hash_file(&file, self.context.cancel)?;
+            done.manifest.extend(hash.line(&it.written));
+        }
+        Ok(())
+    }
+
+    fn regular(
+        &self,
+        way: &Way<'_>,
+        it: &Named,
+        scratch: &mut Vec<u8>,
+        done: &mut Done,
+    ) -> Result<()> {
+        let source = way.fs.open(it.found.file, None)?;
+        let existing = match self.standing(way.folder, it, Some(&*source))? {
+            Standing::Finished => return self.keep(way.folder, it, done),
+            Standing::Write(existing) => existing,
+        };
+        let mut beside = self.beside(way, it)?;
+        let name = self.unnamed();
+        let target = self.unfinished.folder().create(&name, access(&it.found))?;
+        let filled = self.fill(&*source, &target, scratch);
+        let made = filled.and_then(|written| {
+            done.written_bytes = done.written_bytes.saturating_add(written);
+            self.complete(way, it, (&name, &target), existing, &mut beside, done)
+        });
+        if made.is_err() {
+            self.unfinished.folder().remove(OsStr::new(&name))?;
+        }
+        made
+    }
+
+    /// Copies bytes; holes stay holes. How many were written.
+    fn fill(&self, source: &dyn ReadAt, target: &File, scratch: &mut Vec<u8>) -> Result<u64> {
+        let size = source.size_bytes();
+        let runs = content::runs(source, self.context.cancel)?;
+        let whole = Run {
+            offset: 0,
+            length_bytes: size,
+        };
+        if size > 0 && runs != [whole] {
+            target
+                .set_len(size)
+                .map_err(|error| host_error("the size of a file", error))?;
+        }
+        let mut written = 0_u64;
+        for piece in runs.into_iter().flat_map(Run::pieces) {
+            self.context.cancel.check()?;
+            content::read(source, piece, scratch)?;
+            content::write(target, piece.offset, scratch, self.check)?;
+            self.context.progress.advance(piece.length_bytes);
+            written = written.saturating_add(piece.length_bytes);
+        }
+        Ok(written)
+    }
+
+    /// Gives a file that has its bytes everything else, its name last.
+    pub(super) fn complete(
+        &self,
+        way: &Way<'_>,
+        it: &Named,
+        (name, target): (&str, &File),
+        existing: Existing,
+        beside: &mut Beside,
+        done: &mut Done,
+    ) -> Result<()> {
+        let size = it.found.metadata.size_bytes;
+        let held = target
+            .metadata()
+            .map_err(|error| host_error("looking at a file", error))?;
+        if held.len() != size {
+            let what = format!("{} bytes were written of {size}", held.len());
+            return Err(Error::new(ErrorKind::Io, what));
+        }
+        if self.has_manifest {
+            let hash = hash_file(target, self.context.cancel)?;
+            done.manifest.extend(hash.line(&it.written));
+        }
+        metadata::set(target, &it.found, beside, self.host)
+            .map_err(|error| host_error("metadata of a file", error))?;
+        self.streams(way, it, beside, done)?;
+        self.tell(beside, done)?;
+        let unnamed = self.unfinished.folder();
+        unnamed.hand_over(name, way.folder, &it.host, existing)?;
+        done.files = done.files.saturating_add(1);
+        Ok(())
+    }
+
+    fn link(&self, way: &Way<'_>, it: &Named, done: &mut Done) -> Result<()> {
+        let existing = match self.standing(way.folder, it, None)? {
+            Standing::Finished => return self.keep(way.folder, it, done),
+            Standing::Write(existing) => existing,
+        };
+        let mut beside = self.beside(way, it)?;
+        let target = link_target(way.fs, &it.found, &mut beside)?;
+        let (name, unnamed) = (self.unnamed(), self.unfinished.folder());
+        unnamed.make_link(&name, &target)?;
+        let made = metadata::set_by_name(unnamed.descriptor(), &name, &it.found, &mut beside)
+            .map_err(|error| host_error("metadata of a link", error))
+            .and_then(|()| self.tell(&beside, done))
+            .and_then(|()| unnamed.hand_over(&name, way.folder, &it.host, existing));
+        if made.is_err() {
+            unnamed.remove(OsStr::new(&name))?;
+        }
+        made?;
+        done.links = done.links.saturating_add(1);
+        Ok(())
+    }
+
+    fn special(
+        &self,
+        way: &Way<'_>,
+        it: &Named,
+        (kind, number): (FileType, Option<DeviceNumber>),
+        done: &mut Done,
+    ) -> Result<()> {
+        let existing = match self.standing(way.folder, it, None)? {
+            Standing::Finished => return self.keep(way.folder, it, done),
+            Standing::Write(existing) => existing,
+        };
+        let mut beside = self.beside(way, it)?;
+        let (name, unnamed) = (self.unnamed(), self.unfinished.folder());
+        let device = number.map_or(0, |it| rustix::fs::makedev(it.major, it.minor));
+        unnamed.make_special(&name, kind, device)?;
+        // Made: then it need not be noted as what could not be.
+        beside.note.device = None;
+        let made = metadata::set_by_name(unnamed.descriptor(), &name, &it.found, &mut beside)
+            .map_err(|error| host_error("metadata of a special file", error))
+            .and_then(|()| self.tell(&beside, done))
+            .and_then(|()| unnamed.hand_over(&name, way.folder, &it.host, existing));
+        if made.is_err() {
+            unnamed.remove(OsStr::new(&name))?;
+        }
+        made?;
+        done.specials = done.specials.saturating_add(1);
+        Ok(())
+    }
+
+    /// Writes the alternate streams of a file into files of their own.
+    pub(super) fn streams(
+        &self,
+        way: &Way<'_>,
+        it: &Named,
+        beside: &mut Beside,
+        done: &mut Done,
+    ) -> Result<()> {
+        for (name, size_bytes) in &beside.streams {
+            let path = stream_path(&it.written, name, it.found.file.number);
+            match self.stream(way, it, name, &path) {
+                Ok(written) => {
+                    done.written_bytes = done.written_bytes.saturating_add(written);
+                    beside.note.streams.push(StreamNote {
+                        name: name.to_string(),
+                        size_bytes: *size_bytes,
+                        written_as: String::from_utf8_lossy(&path).into_owned(),
+                    });
+                }
+                Err(error) if is_of_file(&error) => {
+                    let why = format!("its stream {name}: {}", explained(&error));
+                    done.fail(&it.source, &why);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    fn stream(&self, way: &Way<'_>, it: &Named, name: &FileName, path: &[u8]) -> Result<u64> {
+        let source = way.fs.open(it.found.file, Some(name))?;
+        let (folder, last) = self.target.parent_of(path, Access::Usual)?;
+        let existing = match folder.look(&last)? {
+            None => Existing::Refuse,
+            Some(stat) if self.unfinished.is_ours(&stat) => Existing::Replace,
+            Some(_) => self.existing,
+        };
+        let (unnamed, number) = (self.unfinished.folder(), self.unnamed());
+        let target = unnamed.create(&number, Access::Usual)?;
+        let made = self
+            .fill(&*source, &target, &mut Vec::new())
+            .and_then(|written| {
+                unnamed.hand_over(&number, &folder, &last, existing)?;
+                Ok(written)
+            });
+        if made.is_err() {
+            unnamed.remove(OsStr::new(&number))?;
+        }
+        made
+    }
+
+    /// Notes what the host does not hold.
+    pub(super) fn tell(&self, beside: &Beside, done: &mut Done) -> Result<()> {
+        if !beside.note.is_needed() {
+            return Ok(());
+        }
+        let line = beside.note.line()?;
+        let mut notes = self
+            .notes
+            .lock()
+            .map_err(|_| Error::new(ErrorKind::Io, "a thread of the extraction panicked"))?;
+        notes
+            .write_all(&line)
+            .map_err(|error| host_error("writing the side file", error))?;
+        done.noted = done.noted.saturating_add(1);
+        Ok(())
+    }
+}
+
+/// Where a link leads on the host; what Windows wrote there is noted.
+pub(in super::super) fn link_target(
+    fs: &dyn FileSystem,
+    found: &Found,
+    beside: &mut Beside,
+) -> Result<Vec<u8>> {
+    let link = fs.read_link(found.file)?;
+    let mut target = link.as_bytes().to_vec();
+    if fs.facts().kind == FileSystemKind::Ntfs {
+        beside.note.link_target = Some(link.to_string());
+        target
+            .iter_mut()
+            .filter(|byte| **byte == b'\\')
+            .for_each(|byte| *byte = b'/');
+    }
+    if target.is_empty() || target.contains(&0) {
+        return Err(Error::new(ErrorKind::Corrupt, "the link leads to no path"));
+    }
+    Ok(target)
+}
+
+/// Where the bytes of a stream go: beside the tree, under the path of its file, a colon, and its own name.
+pub(in super::super) fn stream_path(written: &[u8], stream: &FileName, number: u64) -> Vec<u8> {
+    let (above, last) = match written.iter().rposition(|byte| *byte == b'/') {
+        Some(at) => (
+            written.get(..=at).unwrap_or_default(),
+            written.get(at.saturating_add(1)..).unwrap_or_default(),
+        ),
+        None => (&b""[..], written),
+    };
+    let stream = host_name(stream, number, NameRule::Bytes, false);
+    let whole = [last, b":", stream.as_bytes()].concat();
+    let name = if whole.len() <= NAME_BYTES_MAX {
+        whole
+    } else {
+        let cut = |name: &[u8]| {
+            String::from_utf8_lossy(name.get(..KEPT_BYTES / 2).unwrap_or(name)).into_owned()
+        };
+        let (last, stream) = (cut(last), cut(stream.as_bytes()));
+        format!("{last}~{number:x}:{stream}").into_bytes()
+    };
+    [STREAMS_FOLDER.as_bytes(), b"/", above, &name].concat()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn streams_lie_beside_the_tree_under_the_path_of_their_file() {
+        let path = |written: &[u8], stream: &str| {
+            let path = stream_path(written, &FileName::from(stream), 0x2a);
+            String::from_utf8(path).expect("text")
+        };
+        assert_eq!(path(b"a/b.txt", "x"), "hikae-streams/a/b.txt:x");
+        assert_eq!(path(b"b.txt", "Zone"), "hikae-streams/b.txt:Zone");
+        let long = path(&[b'n'; 250], "a long name of a stream");
+        assert!(long.len() < 255 && long.contains("~2a:"), "{long}");
+    }
+}
