@@ -326,7 +326,8 @@ impl FileSystem for ExtFileSystem {
         visit: &mut dyn FnMut(VolumeRange) -> ControlFlow<()>,
     ) -> Result<()> {
         let inode = self.ext.inode_of(file)?;
-        if inode.kind != FileKind::Regular || inode.is_inline() {
+        let has_blocks = matches!(inode.kind, FileKind::Regular | FileKind::Directory);
+        if !has_blocks || inode.is_inline() {
             return Ok(());
         }
         let width = u64::from(self.ext.superblock.block_bytes);

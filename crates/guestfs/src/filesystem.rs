@@ -407,7 +407,8 @@ pub trait FileSystem: Send + Sync {
     /// [`ErrorKind::Unsupported`] when that cannot be told soundly (a journal that was not replayed).
     fn used_ranges(&self, visit: &mut dyn FnMut(VolumeRange) -> ControlFlow<()>) -> Result<()>;
 
-    /// Where the bytes of a file's contents lie on the volume; empty for what lies in metadata or nowhere.
+    /// Where the bytes of a file's contents lie on the volume; empty for what lies in metadata or nowhere. Of a directory:
+    /// all that its listing is read from besides its own record; nothing, or an error, where that cannot be told.
     ///
     /// # Errors
     /// [`ErrorKind::Corrupt`]; [`ErrorKind::Unsupported`] where contents are not plain runs (compressed).

@@ -477,7 +477,10 @@ impl FileSystem for Xfs {
         file: FileId,
         visit: &mut dyn FnMut(VolumeRange) -> ControlFlow<()>,
     ) -> Result<()> {
-        let inode = self.regular(file)?;
+        let inode = match self.inode(file)? {
+            inode if inode.mode & 0xF000 == 0x4000 && !inode.is_realtime => inode,
+            _ => self.regular(file)?,
+        };
         for run in self.runs(&inode, Fork::Data)? {
             let range = VolumeRange {
                 offset: self.superblock.block_offset(run.volume_block)?,
