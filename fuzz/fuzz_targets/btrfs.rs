@@ -1,8 +1,14 @@
-//! A volume of Btrfs of up to four devices, asked everything.
+//! Btrfs on up to four devices, asked everything.
 #![no_main]
 
 hikae_fuzz::target!(input => {
-    if let Ok(fs) = guestfs::btrfs::open(hikae_fuzz::images::files(input)) {
-        hikae_fuzz::walk::file_system(&fs);
+    let disks = hikae_fuzz::images::files(input);
+    if let Ok(layout) = guestfs::disk::inspect(&disks) {
+        for volume in layout.volumes.iter().take(4) {
+            let Ok(reader) = &volume.reader else { continue };
+            if let Ok(fs) = guestfs::btrfs::open(reader.clone()) {
+                hikae_fuzz::walk::file_system(&fs);
+            }
+        }
     }
 });

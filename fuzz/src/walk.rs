@@ -6,6 +6,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use block::ReadAt;
+use guestfs::disk::DiskLayout;
 use guestfs::filesystem::{DirectoryCursor, FileKind, VolumeRange};
 use guestfs::{FileId, FileName, FileSystem};
 
@@ -24,6 +25,26 @@ pub fn volume<F: FileSystem>(
     };
     if let Ok(fs) = open(first) {
         file_system(&fs);
+    }
+}
+
+/// Reads begin, middle and end of every volume.
+pub fn volumes(layout: &DiskLayout) {
+    for volume in layout.volumes.iter().take(64) {
+        let Ok(reader) = &volume.reader else { continue };
+        let size = reader.size_bytes();
+        let mut bytes = [0; 4096];
+        for offset in [0, size / 2, size.saturating_sub(4096)] {
+            let length = (size - offset).min(4096) as usize;
+            let _ = reader.read_at(offset, &mut bytes[..length]);
+            if offset < size {
+                let extent = reader.extent_at(offset, size - offset);
+                assert!(
+                    extent.is_err()
+                        || extent.is_ok_and(|it| it.length_bytes > 0 && it.end() <= size)
+                );
+            }
+        }
     }
 }
 

@@ -98,12 +98,12 @@ const MADE: &[(&str, &str, &str)] = &[
         "truncate -s 8M image && printf 'label: dos\\nsize=1M\\ntype=5\\nsize=512K\\nsize=512K\\n' | sfdisk -q image",
     ),
     (
-        "luks",
+        "encrypted",
         "luks1",
         "qemu-img create -q --object secret,id=s,data=open -f luks -o key-secret=s,iter-time=10 image 1M",
     ),
     (
-        "luks",
+        "encrypted",
         "luks2",
         "truncate -s 20M image && printf open | cryptsetup luksFormat -q --type luks2 --pbkdf pbkdf2 --pbkdf-force-iterations 1000 image -",
     ),

@@ -34,7 +34,7 @@ const GIVEN: &[(&str, &str, &[&str])] = &[
     ("probe", "exfat", &["exfat"]),
     ("probe", "ntfs", &["ntfs"]),
     ("probe", "xfs", &["xfs"]),
-    ("probe", "luks", &["luks"]),
+    ("probe", "luks", &["encrypted"]),
     ("qcow2", "", &["qcow2"]),
     ("registry", "", &["registry"]),
     ("vhd", "", &["vhd"]),

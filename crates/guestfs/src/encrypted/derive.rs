@@ -230,6 +230,7 @@ fn pbkdf2(
     }
     let blocks = key.len().div_ceil(hash.output_bytes().max(1));
     effort.take(u64::from(iterations).saturating_mul(field::bytes(blocks)))?;
+    let iterations = if cfg!(fuzzing) { 1 } else { iterations };
     with_digest!(hash, Kind => ::pbkdf2::pbkdf2_hmac::<Kind>(secret, salt, iterations, key));
     Ok(())
 }
@@ -257,6 +258,9 @@ fn argon2(
         .saturating_mul(u64::from(params.t_cost()))
         .saturating_mul(2);
     effort.take(steps)?;
+    if cfg!(fuzzing) {
+        return Ok(());
+    }
     let mut memory: Vec<Block> = Vec::new();
     memory.try_reserve_exact(blocks).map_err(|error| {
         let what = format!("{blocks} KiB of memory to derive a key");

@@ -186,7 +186,8 @@ fn copy(volume: &dyn ReadAt, place: u64) -> Result<(Information, Checksum)> {
     let covered = read_exact(volume, place, length)?;
     let end = place.saturating_add(field::bytes(length));
     let validation = read_head(volume, end, VALIDATION_BYTES)?;
-    let checksum = if crc32fast::hash(&covered) == field::u32_le(&validation, 4)? {
+    let found = crc32fast::hash(&covered);
+    let checksum = if field::sum_holds(found, field::u32_le(&validation, 4)?) {
         Checksum::Fits
     } else {
         Checksum::Differs

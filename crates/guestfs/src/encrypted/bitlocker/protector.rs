@@ -208,7 +208,7 @@ fn stretched(protector: &Protector, key: &[u8], stretches: &mut u32) -> Result<S
         .ok_or_else(|| Error::new(ErrorKind::Limit, "more protectors than keys are tried for"))?;
     let salt = field::slice(&entry.data, 4, 16)?;
     let mut last = Output::<Sha256>::default();
-    for round in 0..ROUNDS {
+    for round in 0..if cfg!(fuzzing) { 2 } else { ROUNDS } {
         let mut hasher = Sha256::new();
         hasher.update(last);
         hasher.update(key);
