@@ -2,6 +2,7 @@
 
 mod disk;
 mod inside;
+mod serve;
 
 use std::path::PathBuf;
 
@@ -12,6 +13,7 @@ pub use inside::{
     CatImageArgs, CatVersionArgs, ExtractArgs, ExtractImageArgs, ExtractVersionArgs,
     InspectImagesArgs, InspectVersionArgs, LsArgs, LsImageArgs, LsVersionArgs, VolumeKeysArgs,
 };
+pub use serve::{ServeArgs, ServeImageArgs, ServeVersionArgs};
 
 /// Open protection of virtual machines.
 #[derive(Debug, Parser)]
@@ -494,6 +496,8 @@ pub enum ImageVerb {
     Cat(CatImageArgs),
     /// Take files and folders out of an image, into a folder
     Extract(ExtractImageArgs),
+    /// Serve images read-only to other programs, over NBD or as raw and VHDX files, until Ctrl-C
+    Serve(ServeImageArgs),
 }
 
 #[derive(Debug, Subcommand)]

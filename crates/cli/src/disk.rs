@@ -10,6 +10,7 @@ mod inspect;
 mod list;
 mod ls;
 mod restore;
+mod serve;
 
 use crate::args::DiskVerb;
 use crate::exit::Exit;
@@ -38,6 +39,7 @@ pub fn run(verb: &DiskVerb, output: &Output) -> anyhow::Result<Exit> {
         DiskVerb::Inspect(it) => inspect::run(&it.repo, &it.keys, &it.selector, output),
         DiskVerb::Ls(it) => ls::run(&it.repo, &it.keys, &it.selector, &it.what, output),
         DiskVerb::Extract(it) => extract::run(&it.repo, &it.keys, &it.selector, &it.what, output),
+        DiskVerb::Serve(it) => serve::run(it, output),
         DiskVerb::Cat(it) => cat::run(&it.repo, &it.keys, &it.selector, &it.path, output),
     }
 }

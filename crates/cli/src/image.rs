@@ -12,6 +12,7 @@ mod ls;
 mod map;
 mod merge;
 mod resize;
+mod serve;
 
 use std::path::Path;
 
@@ -69,6 +70,7 @@ pub fn run(verb: &ImageVerb, output: &Output) -> anyhow::Result<Exit> {
         ImageVerb::Inspect(it) => inspect::run(&it.images, &it.keys, &it.open, output),
         ImageVerb::Ls(it) => ls::run(&it.image, &it.what, &it.keys, &it.open, output),
         ImageVerb::Extract(it) => extract::run(&it.image, &it.what, &it.keys, &it.open, output),
+        ImageVerb::Serve(it) => serve::run(it, output),
         ImageVerb::Cat(it) => cat::run(&it.image, &it.path, &it.keys, &it.open),
     }
 }

@@ -22,6 +22,7 @@ mod parse;
 mod progress;
 mod quickstart;
 mod repo;
+mod serving;
 mod watched;
 
 use clap::CommandFactory;

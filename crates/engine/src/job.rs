@@ -14,6 +14,7 @@ pub mod check_disk;
 pub mod diff_disk;
 pub mod extract_files;
 pub mod restore_disk;
+pub mod serve_disks;
 mod target;
 
 use std::sync::{Arc, Mutex};

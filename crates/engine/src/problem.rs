@@ -263,7 +263,12 @@ fn job_rule(kind: ErrorKind) -> Rule {
             "Read the evidence, then change the request",
         ),
         ErrorKind::WrongKey => repository_rule(repo::ErrorKind::WrongKey),
-        ErrorKind::Busy => repository_rule(repo::ErrorKind::Busy),
+        ErrorKind::Busy => (
+            "HK-3011",
+            "Somebody else uses what is needed.",
+            "Another command is at work there; the evidence names the place.",
+            "Wait for it, end it, or give another place",
+        ),
         ErrorKind::Fenced => repository_rule(repo::ErrorKind::Fenced),
         ErrorKind::Io => (
             "HK-3008",

@@ -6,7 +6,7 @@ use clap::{Args, Subcommand};
 
 use super::{
     CatVersionArgs, ExtractVersionArgs, FormatArg, ImageOpenArgs, InspectVersionArgs,
-    LsVersionArgs, ParentArg, RepoArgs, SubformatArg, parse_parent, parse_share,
+    LsVersionArgs, ParentArg, RepoArgs, ServeVersionArgs, SubformatArg, parse_parent, parse_share,
 };
 
 #[derive(Debug, Subcommand)]
@@ -64,6 +64,8 @@ pub enum DiskVerb {
     Cat(CatVersionArgs),
     /// Bring files and folders of a version back, into a folder
     Extract(ExtractVersionArgs),
+    /// Serve versions read-only to other programs, over NBD or as raw and VHDX files, until Ctrl-C
+    Serve(ServeVersionArgs),
 }
 
 #[derive(Debug, Args)]

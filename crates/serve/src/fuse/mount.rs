@@ -118,7 +118,7 @@ impl FuseMount {
             return Ok(Unmounted::Cleanly);
         };
         // What is not mounted any more needs no more.
-        match mounted_kind(&dir) {
+        match mounted_at(&dir) {
             Ok(None) => Ok(Unmounted::Cleanly),
             _ => detach(&dir)
                 .map(|()| Unmounted::WhileInUse)
@@ -148,16 +148,16 @@ fn prepare(dir: &Path) -> Result<PathBuf> {
         }
         _ => whole.clone(),
     };
-    match mounted_kind(&place).map_err(failed)? {
-        Some(kind) if kind == format!("fuse.{KIND}").as_str() => match std::fs::metadata(&place) {
+    match mounted_at(&place).map_err(failed)? {
+        Some(mounted) if mounted.is_ours() => match std::fs::metadata(&place) {
             Err(error) if is_dead(&error) => detach(&place)?,
             _ => {
                 let what = format!("{}: disks are already served there", context());
                 return Err(Error::new(ErrorKind::Busy, what));
             }
         },
-        Some(kind) => {
-            let kind = kind.to_string_lossy();
+        Some(mounted) => {
+            let kind = mounted.kind.to_string_lossy();
             let what = format!("{}: something else ({kind}) is mounted there", context());
             return Err(Error::new(ErrorKind::Busy, what));
         }
@@ -180,21 +180,38 @@ fn is_dead(error: &io::Error) -> bool {
         .any(|dead| code == Some(dead.raw_os_error()))
 }
 
-/// The kind of file system mounted exactly at a path, the topmost one.
-fn mounted_kind(place: &Path) -> io::Result<Option<OsString>> {
+/// What is mounted somewhere.
+struct Mounted {
+    /// The kind of file system: `fuse` when root mounts, `fuse.hikae` through `fusermount3`.
+    kind: OsString,
+    /// What it says that it came from.
+    source: OsString,
+}
+
+impl Mounted {
+    fn is_ours(&self) -> bool {
+        let kind = self.kind.as_encoded_bytes();
+        self.source == OsStr::new(KIND) && (kind == b"fuse" || kind.starts_with(b"fuse."))
+    }
+}
+
+/// What is mounted exactly at a path, the topmost one.
+fn mounted_at(place: &Path) -> io::Result<Option<Mounted>> {
     let table = std::fs::read("/proc/self/mountinfo")?;
     let mut found = None;
     for line in table.split(|byte| *byte == b'\n') {
         let fields: Vec<&[u8]> = line.split(|byte| *byte == b' ').collect();
-        let (Some(at), Some(dash)) = (
-            fields.get(4),
-            fields.iter().position(|field| *field == b"-"),
-        ) else {
+        let Some(dash) = fields.iter().position(|field| *field == b"-") else {
             continue;
         };
-        if unescaped(at) == place.as_os_str() {
-            let kind = fields.get(dash.saturating_add(1)).copied();
-            found = kind.map(|kind| OsString::from_vec(kind.to_vec()));
+        let behind = |count: usize| fields.get(dash.saturating_add(count)).copied();
+        if let (Some(at), Some(kind), Some(source)) = (fields.get(4), behind(1), behind(2))
+            && unescaped(at) == place.as_os_str()
+        {
+            found = Some(Mounted {
+                kind: unescaped(kind),
+                source: unescaped(source),
+            });
         }
     }
     Ok(found)
@@ -257,10 +274,12 @@ mod tests {
 
     #[test]
     fn what_is_mounted_is_found_and_what_is_not_is_not() {
-        let kind = mounted_kind(Path::new("/proc")).expect("the mount table");
-        assert_eq!(kind.as_deref(), Some(OsStr::new("proc")));
-        let kind = mounted_kind(Path::new("/proc/self")).expect("the mount table");
-        assert_eq!(kind, None);
+        let proc = mounted_at(Path::new("/proc")).expect("the mount table");
+        let proc = proc.expect("it is mounted");
+        assert_eq!(proc.kind, OsStr::new("proc"));
+        assert!(!proc.is_ours());
+        let inside = mounted_at(Path::new("/proc/self")).expect("the mount table");
+        assert!(inside.is_none());
     }
 
     #[test]
