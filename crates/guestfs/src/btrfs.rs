@@ -86,6 +86,8 @@ pub struct Btrfs {
     /// Addresses that the log needs.
     logged: Vec<Range<u64>>,
     default: u64,
+    /// The default subvolume, when it is not there.
+    lost_default: Option<u64>,
     device_ids: Vec<(u64, DeviceId)>,
     subvolumes: Mutex<HashMap<u64, Subvolume>>,
 }
@@ -135,11 +137,20 @@ pub fn open(volume: Arc<dyn ReadAt>) -> Result<Btrfs> {
         overlays: HashMap::new(),
         logged: Vec::new(),
         default,
+        lost_default: None,
         device_ids,
         subvolumes: Mutex::default(),
     };
     if btrfs.superblock.log_root != 0 {
         btrfs.replay();
+    }
+    // Linux refuses a mount then; the files are there all the same.
+    if btrfs.default != TOP_TREE
+        && let Err(error) = btrfs.subvolume(btrfs.default)
+        && error.kind() == ErrorKind::NotFound
+    {
+        btrfs.lost_default = Some(btrfs.default);
+        btrfs.default = TOP_TREE;
     }
     Ok(btrfs)
 }
@@ -425,14 +436,15 @@ impl FileSystem for Btrfs {
     }
 
     fn remarks(&self) -> Vec<String> {
-        self.default_subvolume()
-            .map(|id| {
-                format!(
-                    "its root is subvolume {id}, as a mount shows it; all others are found through /{TOP_LEVEL}"
-                )
-            })
-            .into_iter()
-            .collect()
+        let root = self.default_subvolume().map(|id| {
+            format!(
+                "its root is subvolume {id}, as a mount shows it; all others are found through /{TOP_LEVEL}"
+            )
+        });
+        let lost = self
+            .lost_default
+            .map(|id| format!("its default subvolume {id} is not there: the top level is shown"));
+        root.into_iter().chain(lost).collect()
     }
 
     fn root(&self) -> FileId {

@@ -58,6 +58,10 @@ impl ChecksumKind {
         let Some(stored) = stored.get(..self.size_bytes()) else {
             return false;
         };
+        // Builds for fuzzing let lies get behind checksums.
+        if cfg!(fuzzing) {
+            return true;
+        }
         match self {
             Self::Crc32c => stored == crc32c::crc32c(data).to_le_bytes(),
             Self::XxHash64 => stored == XxHash64::oneshot(0, data).to_le_bytes(),
@@ -70,6 +74,12 @@ impl ChecksumKind {
 /// The hash by which a directory finds a name: CRC-32C that begins with all bits but the lowest, and is not inverted.
 pub(super) fn name_hash(name: &[u8]) -> u32 {
     !crc32c::crc32c_append(1, name)
+}
+
+/// The hash by which an inode finds a name that it has in a directory, among its extended references.
+pub(super) fn reference_hash(directory: u64, name: &[u8]) -> u32 {
+    let low = u32::try_from(directory & u64::from(u32::MAX)).unwrap_or(0);
+    !crc32c::crc32c_append(!low, name)
 }
 
 #[cfg(test)]

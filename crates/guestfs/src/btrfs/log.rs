@@ -22,7 +22,7 @@
     )
 )]
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 
@@ -36,8 +36,6 @@ use crate::{Error, ErrorKind, Result, field};
 
 /// Nodes of a log: it never holds more than what was synced since the last commit, usually within 30 seconds.
 pub(super) const MAX_NODES: usize = 4096;
-/// Items of one object that are looked at together.
-const MAX_ITEMS: usize = 1 << 20;
 const LOG_OBJECT: u64 = 6_u64.wrapping_neg();
 
 /// What a replay gave.
@@ -88,6 +86,7 @@ pub(super) fn replay(
             log: BTreeMap::new(),
             sector_bytes: u64::from(superblock.sector_bytes),
             ignored: BTreeSet::new(),
+            referred: HashSet::new(),
             bytes: BTreeMap::new(),
         };
         forest.walk_plain(root, Key::new(0, 0, 0), &mut |key, item| {
@@ -138,6 +137,8 @@ struct Replay<'f> {
     sector_bytes: u64,
     /// Inodes that had no name any more when they were synced.
     ignored: BTreeSet<u64>,
+    /// Names that the log itself says inodes have: inode, directory, name.
+    referred: HashSet<(u64, u64, Vec<u8>)>,
     /// How many bytes of extents each file gained, or lost.
     bytes: BTreeMap<u64, i128>,
 }
@@ -146,6 +147,13 @@ impl Replay<'_> {
     fn run(&mut self) -> Result<()> {
         let log = std::mem::take(&mut self.log);
         for (key, item) in &log {
+            if matches!(key.kind, kind::INODE_REF | kind::INODE_EXTREF) {
+                for one in super::names::references(*key, item)? {
+                    self.referred.insert((key.object, one.parent, one.name));
+                }
+            }
+        }
+        for (key, item) in &log {
             if key.kind == kind::INODE {
                 self.inode(&log, *key, item)?;
             }
@@ -153,7 +161,7 @@ impl Replay<'_> {
         let items = || log.iter().map(|(key, item)| (*key, item));
         for (key, item) in items().filter(|(key, _)| key.kind == kind::DIR_INDEX) {
             if !self.ignored.contains(&key.object) {
-                self.name_of_directory(&log, key, item)?;
+                self.name_of_directory(key, item)?;
             }
         }
         for (key, item) in items() {
@@ -161,7 +169,7 @@ impl Replay<'_> {
                 continue;
             }
             match key.kind {
-                kind::INODE_REF | kind::INODE_EXTREF => self.references(&log, key, item)?,
+                kind::INODE_REF | kind::INODE_EXTREF => self.references(key, item)?,
                 kind::EXTENT_DATA => self.extent(key, item)?,
                 kind::XATTR => self.names.set(key, Some(Arc::clone(item))),
                 _ => {}
@@ -223,7 +231,7 @@ impl Replay<'_> {
     fn lost_attributes(&mut self, log: &BTreeMap<Key, Arc<[u8]>>, inode: u64) -> Result<()> {
         let from = Key::new(inode, kind::XATTR, 0);
         let to = Key::new(inode, kind::XATTR, u64::MAX);
-        for (key, item) in self.names.range(from, to, MAX_ITEMS)? {
+        for (key, item) in self.names.range(from, to)? {
             let empty: Arc<[u8]> = Arc::new([]);
             let kept = log.get(&key).unwrap_or(&empty);
             let kept: Vec<&[u8]> = names(kept)?.iter().map(|one| one.name).collect();
@@ -251,7 +259,7 @@ impl Replay<'_> {
         for (first, last) in ranges {
             let from = Key::new(directory, kind::DIR_INDEX, first);
             let to = Key::new(directory, kind::DIR_INDEX, last);
-            for (key, item) in self.names.range(from, to, MAX_ITEMS)? {
+            for (key, item) in self.names.range(from, to)? {
                 let kept = log.get(&key).map(|item| names(item)).transpose()?;
                 for one in names(&item)? {
                     let is_kept = (kept.iter().flatten()).any(|other| other.name == one.name);
@@ -270,12 +278,7 @@ impl Replay<'_> {
     }
 
     /// A name that was logged with its directory.
-    fn name_of_directory(
-        &mut self,
-        log: &BTreeMap<Key, Arc<[u8]>>,
-        key: Key,
-        item: &[u8],
-    ) -> Result<()> {
+    fn name_of_directory(&mut self, key: Key, item: &[u8]) -> Result<()> {
         let directory = key.object;
         if self
             .names
@@ -304,7 +307,8 @@ impl Replay<'_> {
                     _ => {}
                 }
             }
-            if is_same == [true; 2] || !exists || is_referred(log, target, directory, one.name)? {
+            let is_referred = (self.referred).contains(&(target, directory, one.name.to_vec()));
+            if is_same == [true; 2] || !exists || is_referred {
                 continue;
             }
             self.names.add(
@@ -319,12 +323,7 @@ impl Replay<'_> {
     }
 
     /// Names that were logged with their file.
-    fn references(
-        &mut self,
-        log: &BTreeMap<Key, Arc<[u8]>>,
-        key: Key,
-        item: &Arc<[u8]>,
-    ) -> Result<()> {
+    fn references(&mut self, key: Key, item: &Arc<[u8]>) -> Result<()> {
         let inode = key.object;
         if self.names.get(Key::new(inode, kind::INODE, 0))?.is_none() {
             return Err(Error::corrupt(format!(
@@ -367,9 +366,10 @@ impl Replay<'_> {
                 let is_kept = kept
                     .iter()
                     .any(|other| other.name == one.name && other.parent == one.parent);
-                if !is_kept && !is_referred(log, inode, one.parent, &one.name)? {
-                    self.names
-                        .remove(one.parent, inode, &one.name, Some(one.index))?;
+                let named = (inode, one.parent, one.name);
+                if !is_kept && !self.referred.contains(&named) {
+                    let (inode, parent, name) = named;
+                    self.names.remove(parent, inode, &name, Some(one.index))?;
                 }
             }
         }
@@ -414,7 +414,7 @@ impl Replay<'_> {
         let Some(last) = end.checked_sub(1) else {
             return Ok(());
         };
-        let mut found = self.names.range(key(start), key(last), MAX_ITEMS)?;
+        let mut found = self.names.range(key(start), key(last))?;
         if let Some(below) = start.checked_sub(1)
             && let Some(one) = self.names.last(key(0), key(below))?
         {
@@ -455,24 +455,6 @@ impl Replay<'_> {
         }
         Ok(())
     }
-}
-
-/// Whether the log itself says that an inode has this name.
-fn is_referred(
-    log: &BTreeMap<Key, Arc<[u8]>>,
-    inode: u64,
-    directory: u64,
-    name: &[u8],
-) -> Result<bool> {
-    let from = Key::new(inode, kind::INODE_REF, 0);
-    let to = Key::new(inode, kind::INODE_EXTREF, u64::MAX);
-    for (key, item) in log.range(from..=to) {
-        let found = super::names::references(*key, item)?;
-        if (found.iter()).any(|one| one.parent == directory && one.name == name) {
-            return Ok(true);
-        }
-    }
-    Ok(false)
 }
 
 /// A number over what lies there.

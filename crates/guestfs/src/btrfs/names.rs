@@ -18,11 +18,12 @@
     )
 )]
 
+use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use super::checksum::name_hash;
+use super::checksum::{name_hash, reference_hash};
 use super::inode::names;
 use super::tree::{Forest, Key, Overlay, Tree, kind};
 use crate::{Error, ErrorKind, Result, field};
@@ -93,6 +94,13 @@ fn type_of(mode: u32) -> u8 {
     }
 }
 
+/// Items looked at in one replay: a log that leads to more is hostile.
+const MAX_STEPS: u64 = 16 << 20;
+/// A reference item that is longer gets no more names: extended references do.
+const MAX_REFERENCE_BYTES: usize = 3000;
+/// Names of one hash; Linux keeps them in one node.
+const MAX_HASHED_BYTES: usize = 64 << 10;
+
 /// A subvolume under replay.
 pub(super) struct Names<'f> {
     forest: &'f Forest,
@@ -100,6 +108,7 @@ pub(super) struct Names<'f> {
     pub(super) over: Overlay,
     /// Inodes whose names changed.
     touched: BTreeSet<u64>,
+    steps: Cell<u64>,
 }
 
 impl<'f> Names<'f> {
@@ -109,12 +118,25 @@ impl<'f> Names<'f> {
             base,
             over: Overlay::new(),
             touched: BTreeSet::new(),
+            steps: Cell::new(0),
         }
     }
 
     /// Its links will be counted.
     pub(super) fn touch(&mut self, inode: u64) {
         self.touched.insert(inode);
+    }
+
+    /// Counts what is looked at.
+    fn step(&self) -> Result<()> {
+        self.steps.set(self.steps.get().saturating_add(1));
+        if self.steps.get() > MAX_STEPS {
+            return Err(Error::new(
+                ErrorKind::Limit,
+                format!("a log that leads to more than {MAX_STEPS} items"),
+            ));
+        }
+        Ok(())
     }
 
     pub(super) fn set(&mut self, key: Key, item: Option<Arc<[u8]>>) {
@@ -130,27 +152,20 @@ impl<'f> Names<'f> {
     }
 
     /// The items between two keys, both ends included, at most so many.
-    pub(super) fn range(&self, from: Key, to: Key, most: usize) -> Result<Vec<(Key, Vec<u8>)>> {
+    pub(super) fn range(&self, from: Key, to: Key) -> Result<Vec<(Key, Vec<u8>)>> {
         if from > to {
             return Ok(Vec::new());
         }
         let mut found = std::collections::BTreeMap::new();
         self.forest.walk(&self.base, from..=to, &mut |key, item| {
-            if found.len() >= most {
-                return Err(Error::new(
-                    ErrorKind::Limit,
-                    format!(
-                        "a log that touches more than {most} items of object {}",
-                        key.object
-                    ),
-                ));
-            }
+            self.step()?;
             if !self.over.contains_key(&key) {
                 found.insert(key, item.to_vec());
             }
             Ok(ControlFlow::Continue(()))
         })?;
         for (key, item) in self.over.range(from..=to) {
+            self.step()?;
             if let Some(item) = item {
                 found.insert(*key, item.to_vec());
             }
@@ -166,6 +181,7 @@ impl<'f> Names<'f> {
             .next();
         let mut to = to;
         let base = loop {
+            self.step()?;
             match self.forest.last(&self.base, from, to)? {
                 Some((key, _)) if self.over.contains_key(&key) => match key.offset.checked_sub(1) {
                     Some(offset) => to = Key::new(key.object, key.kind, offset),
@@ -182,6 +198,15 @@ impl<'f> Names<'f> {
 
     fn hashed(directory: u64, name: &[u8]) -> Key {
         Key::new(directory, kind::DIR_ITEM, u64::from(name_hash(name)))
+    }
+
+    /// Where an inode may know a name from.
+    fn reference_keys(directory: u64, inode: u64, name: &[u8]) -> [Key; 2] {
+        let hash = u64::from(reference_hash(directory, name));
+        [
+            Key::new(inode, kind::INODE_REF, directory),
+            Key::new(inode, kind::INODE_EXTREF, hash),
+        ]
     }
 
     /// Where a name leads.
@@ -215,9 +240,10 @@ impl<'f> Names<'f> {
     ) -> Result<()> {
         self.touch(inode);
         let mut indexes: BTreeSet<u64> = index.into_iter().collect();
-        let from = Key::new(inode, kind::INODE_REF, 0);
-        let to = Key::new(inode, kind::INODE_EXTREF, u64::MAX);
-        for (key, item) in self.range(from, to, 1 << 16)? {
+        for key in Self::reference_keys(directory, inode, name) {
+            let Some(item) = self.get(key)? else {
+                continue;
+            };
             let all = references(key, &item)?;
             let (gone, left): (Vec<_>, Vec<_>) =
                 (all.into_iter()).partition(|one| one.parent == directory && one.name == name);
@@ -278,9 +304,20 @@ impl<'f> Names<'f> {
             .flat_map(|one| one.raw.iter().copied())
             .collect();
         all.extend_from_slice(&entry);
+        if all.len() > MAX_HASHED_BYTES {
+            return Err(Error::corrupt(format!(
+                "names of directory {directory} whose hashes are the same"
+            )));
+        }
         self.set(by_name, Some(all.into()));
         if back == Back::Add {
-            let key = Key::new(inode, kind::INODE_REF, directory);
+            let [plain, extended] = Self::reference_keys(directory, inode, name);
+            let held = self.get(plain)?.map_or(0, |item| item.len());
+            let key = if held > MAX_REFERENCE_BYTES {
+                extended
+            } else {
+                plain
+            };
             let mut all = references(key, &self.get(key)?.unwrap_or_default())?;
             all.push(Reference {
                 parent: directory,
@@ -302,7 +339,7 @@ impl<'f> Names<'f> {
             let from = Key::new(inode, kind::INODE_REF, 0);
             let to = Key::new(inode, kind::INODE_EXTREF, u64::MAX);
             let mut count = 0_usize;
-            for (key, item) in self.range(from, to, 1 << 16)? {
+            for (key, item) in self.range(from, to)? {
                 count = count.saturating_add(references(key, &item)?.len());
             }
             if count == 0 {

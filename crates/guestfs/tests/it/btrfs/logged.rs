@@ -1,5 +1,7 @@
 //! Images as a crash leaves them: what was synced behind the last commit is in the log.
 
+use std::path::Path;
+
 use block::ReadAt;
 use guestfs::FileSystem;
 use guestfs::filesystem::Cleanliness;
@@ -87,6 +89,30 @@ def sync(path):
 os.chdir("m")
 "#;
 
+/// Runs a script that leaves what a crash leaves and what Linux made of it, and compares; whether there was a log.
+fn compare(folder: &Path, what: &str, text: &str) -> bool {
+    script(folder, text).unwrap_or_else(|why| panic!("{what}: {why}"));
+    let volume = FileVolume::open(&folder.join("image"));
+    let fs = guestfs::btrfs::open(volume.clone()).unwrap_or_else(|why| panic!("{what}: {why}"));
+    // What a log cannot say makes Linux commit: then there is none.
+    let mut log_root = [0; 8];
+    volume
+        .read_at(65_536 + 96, &mut log_root)
+        .expect("the superblock");
+    let is_logged = u64::from_le_bytes(log_root) != 0;
+    let wanted = if is_logged {
+        Cleanliness::Replayed
+    } else {
+        Cleanliness::Clean
+    };
+    assert_eq!(fs.facts().cleanliness, wanted, "{what}");
+    let tree = conformance::check(&fs);
+    let told = told::read(folder, "told.json");
+    assert_told(what, &tree, &told, DirectoryTimes::OfTheReplay);
+    conformance::check_unused(volume, &tree, &super::open);
+    is_logged
+}
+
 fn check(options: &str, mount: &str) {
     if !has_commands(&["mkfs.btrfs", "btrfs", "python3", "unshare", "mount"]) {
         return;
@@ -113,26 +139,7 @@ fn check(options: &str, mount: &str) {
              cp --sparse=always image mounted; mount -o loop,noatime mounted m; mount -o remount,ro m
              python3 tell.py m > told.json; umount m; btrfs check mounted"
         );
-        script(folder.path(), &text).unwrap_or_else(|why| panic!("{what}: {why}"));
-        let volume = FileVolume::open(&folder.path().join("image"));
-        let fs = guestfs::btrfs::open(volume.clone()).unwrap_or_else(|why| panic!("{what}: {why}"));
-        // What a log cannot say makes Linux commit: then there is none.
-        let mut log_root = [0; 8];
-        volume
-            .read_at(65_536 + 96, &mut log_root)
-            .expect("the superblock");
-        let is_logged = u64::from_le_bytes(log_root) != 0;
-        logged += usize::from(is_logged);
-        let wanted = if is_logged {
-            Cleanliness::Replayed
-        } else {
-            Cleanliness::Clean
-        };
-        assert_eq!(fs.facts().cleanliness, wanted, "{what}");
-        let tree = conformance::check(&fs);
-        let told = told::read(folder.path(), "told.json");
-        assert_told(&what, &tree, &told, DirectoryTimes::OfTheReplay);
-        conformance::check_unused(volume, &tree, &super::open);
+        logged += usize::from(compare(folder.path(), &what, &text));
     }
     assert!(logged > 7, "only {logged} cases left a log");
 }
@@ -145,4 +152,40 @@ fn a_crash_with_a_log_reads_as_after_its_replay() {
 #[test]
 fn a_crash_with_a_log_of_packed_files_with_holes_reads_as_after_its_replay() {
     check("-O ^no-holes -n 4096", "compress-force=zstd");
+}
+
+#[test]
+fn whatever_was_done_before_a_crash_reads_as_after_its_replay() {
+    if !has_commands(&["mkfs.btrfs", "btrfs", "python3", "unshare", "mount"]) {
+        return;
+    }
+    let first: u64 = (std::env::var("HIKAE_SEED").ok())
+        .map_or(1, |seed| seed.parse().expect("a number in HIKAE_SEED"));
+    let count: u64 = (std::env::var("HIKAE_SEEDS").ok())
+        .map_or(3, |count| count.parse().expect("a number in HIKAE_SEEDS"));
+    let folder = tempfile::tempdir().expect("a folder");
+    told::write_scripts(folder.path());
+    let mut logged = 0;
+    for seed in first..first + count {
+        let (options, mount) = [
+            ("", "rw"),
+            ("-O ^no-holes -n 4096", "compress-force=zstd"),
+            ("-M -n 4096", "nodatacow"),
+            ("--csum sha256 -n 65536", "compress=lzo,autodefrag"),
+        ][usize::try_from(seed % 4).expect("small")];
+        let text = format!(
+            "rm -rf m disk image mounted; truncate -s 300M disk; mkfs.btrfs -q -f {options} disk; mkdir m
+             mount -o loop,noatime,commit=300,{mount} disk m
+             python3 wander.py m {seed} 300; btrfs filesystem sync m; python3 wander.py m 1{seed} 60
+             cp --sparse=always disk image; umount m
+             cp --sparse=always image mounted; mount -o loop,noatime mounted m; mount -o remount,ro m
+             python3 tell.py m > told.json; umount m; btrfs check mounted"
+        );
+        if seed == first && script(folder.path(), &text).is_err() {
+            missing("Btrfs cannot be made or mounted here");
+            return;
+        }
+        logged += u64::from(compare(folder.path(), &format!("seed {seed}"), &text));
+    }
+    assert!(logged * 2 >= count, "only {logged} of {count} left a log");
 }

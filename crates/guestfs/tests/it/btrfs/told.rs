@@ -14,6 +14,9 @@ pub const TELL: &str = include_str!("../ext/tell.py");
 /// Fills a folder with what only Btrfs has.
 pub const MORE: &str = include_str!("more.sh");
 
+/// Does to a folder what a seed says.
+pub const WANDER: &str = include_str!("wander.py");
+
 /// Which times of directories must be right.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DirectoryTimes {
@@ -25,7 +28,13 @@ pub enum DirectoryTimes {
 
 /// Puts the scripts into a folder.
 pub fn write_scripts(folder: &Path) {
-    for (name, text) in [("fill.py", FILL), ("tell.py", TELL), ("more.sh", MORE)] {
+    let scripts = [
+        ("fill.py", FILL),
+        ("tell.py", TELL),
+        ("more.sh", MORE),
+        ("wander.py", WANDER),
+    ];
+    for (name, text) in scripts {
         std::fs::write(folder.join(name), text).expect("a script");
     }
 }
