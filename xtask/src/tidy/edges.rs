@@ -17,9 +17,12 @@ const EDGES: &[(&str, &[&str])] = &[
     ("guestfs", &["block"]),
     ("repo", &["block", "store"]),
     ("engine", &["block", "vdisk", "guestfs", "store", "repo"]),
+    ("serve", &["block"]),
     (
         "cli",
-        &["block", "vdisk", "guestfs", "store", "repo", "engine"],
+        &[
+            "block", "vdisk", "guestfs", "store", "repo", "engine", "serve",
+        ],
     ),
     ("hikae", &["cli"]),
     ("xtask", &[]),
