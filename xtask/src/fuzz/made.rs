@@ -52,15 +52,11 @@ const MADE: &[(&str, &str, &str)] = &[
         "fat32",
         "mkfs.fat -C -F 32 -s 1 image 34000 && mcopy -s -i image tree/* ::",
     ),
-    (
-        "exfat",
-        "exfat",
-        "truncate -s 8M image && mkfs.exfat image && mkdir m && mount.exfat-fuse image m && { cp -r tree/* m; umount m; }",
-    ),
+    ("exfat", "exfat", "truncate -s 8M image && mkfs.exfat image"),
     (
         "ntfs",
         "small",
-        "truncate -s 2M image && mkntfs -FQq -s 512 -c 512 -p 0 image && for f in long plain; do ntfscp -fq image tree/$f $f; ntfscp -fq -N side image tree/plain $f; done",
+        "truncate -s 2M image && mkntfs -FQq -s 512 -c 512 -p 0 image && mkdir m && ntfs-3g -o streams_interface=xattr,compression image m && { cp -r tree/* m; ln m/plain m/second; setfattr -n user.side -v bytes m/plain; mkdir m/packed; setfattr -h -v 0x00080000 -n system.ntfs_attrib_be m/packed; cp tree/long m/packed/long; }",
     ),
     (
         "xfs",
@@ -105,7 +101,7 @@ const MADE: &[(&str, &str, &str)] = &[
     (
         "encrypted",
         "luks2",
-        "truncate -s 20M image && printf open | cryptsetup luksFormat -q --type luks2 --pbkdf pbkdf2 --pbkdf-force-iterations 1000 image -",
+        "truncate -s 20M image && printf open | cryptsetup luksFormat -q --type luks2 --luks2-metadata-size 16k --luks2-keyslots-size 256k --pbkdf pbkdf2 --pbkdf-force-iterations 1000 image -",
     ),
     (
         "qcow2",
@@ -177,7 +173,7 @@ fn make(script: &str, seed: &Path) -> Result<bool> {
     let path = std::env::var("PATH").unwrap_or_default();
     // Links are no good on FAT: they are taken away where a script copies by itself.
     let text = format!(
-        "set -eu\n{TREE}\n{}\n{script}",
+        "set -eu\ntrap 'umount m 2>/dev/null || :' EXIT\n{TREE}\n{}\n{script}",
         match script {
             fat if fat.contains("mcopy") => "rm -f tree/link",
             _ => ":",
