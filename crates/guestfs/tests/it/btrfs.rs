@@ -2,6 +2,7 @@
 
 mod damage;
 mod given;
+mod lived;
 mod logged;
 mod made;
 mod pools;

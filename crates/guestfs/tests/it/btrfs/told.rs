@@ -111,7 +111,9 @@ fn assert_file(path: &str, seen: &Seen, told: &Value, directories: DirectoryTime
             times.changed
         );
         assert_eq!(times.accessed, time(&told["atime"]), "{path}: accessed");
-        assert!(times.created.is_some(), "{path}: created");
+        // `btrfs-convert` knows no birth of the image that it leaves.
+        let is_known = times.created.is_some() || path.contains("ext2_saved");
+        assert!(is_known, "{path}: created");
     }
     if kind == "reg" {
         assert_eq!(Some(metadata.size_bytes), number("size"), "{path}: size");
