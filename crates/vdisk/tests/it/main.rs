@@ -16,6 +16,7 @@ mod vhdx_hostile;
 mod vhdx_model;
 mod vhdx_read;
 mod vhdx_repair;
+mod vhdx_view;
 mod vhdx_write;
 mod vmdk_read;
 mod vmdk_write;
