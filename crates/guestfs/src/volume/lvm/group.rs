@@ -20,6 +20,9 @@ use crate::{Error, Result};
 /// More segments than a text of the allowed length can hold.
 const MAX_SEGMENTS: u64 = 1_000_000;
 
+/// How a segment is named of which the bytes are on their way into another volume.
+pub(super) const SNAPSHOT_BEING_MERGED: &str = "a snapshot that is being merged";
+
 /// A volume group.
 #[derive(Debug)]
 pub(super) struct VolumeGroup {
@@ -200,7 +203,7 @@ fn parse_segment(section: &Section) -> Result<Segment> {
             external_origin: owned("external_origin").ok(),
         },
         "snapshot" if section.value("merging_store").is_some() => {
-            SegmentKind::Other("a snapshot that is being merged".to_owned())
+            SegmentKind::Other(SNAPSHOT_BEING_MERGED.to_owned())
         }
         "snapshot" => SegmentKind::Snapshot {
             origin: owned("origin")?,

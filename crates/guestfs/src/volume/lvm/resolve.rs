@@ -17,7 +17,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::group::{Area, Segment, SegmentKind, VolumeGroup};
+use super::group::{Area, SNAPSHOT_BEING_MERGED, Segment, SegmentKind, VolumeGroup};
 use super::label::{Label, PhysicalVolumeId};
 use super::snapshot::Snapshot;
 use super::thin::{ThinPool, ThinVolume};
@@ -68,6 +68,7 @@ pub(super) fn volumes(
             }
         }
     }
+    let merging = merging(group);
     let mut volumes = Vec::new();
     for (name, logical) in &group.logical {
         let origin = snapshots.get(name.as_str());
@@ -83,10 +84,11 @@ pub(super) fn volumes(
             Some(origin) => resolver.snapshot(origin, name),
             None => resolver.logical(name),
         };
-        let (reader, missing, findings) = match outcome {
+        let (reader, missing, mut findings) = match outcome {
             Ok(built) => (Ok(built.source), built.missing, built.findings),
             Err(error) => (Err(Obstacle::from(error)), BTreeSet::new(), Vec::new()),
         };
+        findings.extend(merging.clone());
         volumes.push(LogicalVolume {
             manager: VolumeScheme::Lvm,
             group: group.name.clone(),
@@ -102,6 +104,18 @@ pub(super) fn volumes(
         });
     }
     volumes
+}
+
+/// While a snapshot is merged into its origin, some of the origin's bytes are still in the snapshot's store.
+fn merging(group: &VolumeGroup) -> Option<String> {
+    let mut segments = group.logical.values().flat_map(|logical| &logical.segments);
+    let is_merging = segments.any(|segment| {
+        matches!(&segment.kind, SegmentKind::Other(kind) if kind == SNAPSHOT_BEING_MERGED)
+    });
+    is_merging.then(|| {
+        "a snapshot of its group is being merged: its origin's bytes are not all in place yet"
+            .to_owned()
+    })
 }
 
 fn layout(segment: Option<&Segment>) -> String {
