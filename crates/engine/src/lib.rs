@@ -12,6 +12,7 @@
 //! - [`Progress`], [`Cancellation`]: how a caller watches a job and stops it.
 //! - [`Problem`]: an error as an operator needs it: code, cause, evidence, next command.
 //! - [`inside`]: volumes, file systems and files of disks and versions, read without mounting.
+//! - [`unneeded`]: what of a disk a backup may leave out.
 //! - [`quickstart`]: the whole round on a sample disk.
 //!
 //! **Invariants.** A job either ends with its report, or fails having undone what it can and kept what can be resumed.
@@ -27,6 +28,7 @@ pub mod profile;
 mod progress;
 pub mod quickstart;
 mod transfer;
+pub mod unneeded;
 
 pub use error::{Error, ErrorKind, Result};
 pub use problem::{Problem, ProblemCode};

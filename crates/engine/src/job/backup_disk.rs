@@ -11,6 +11,10 @@
 //! nothing, and what is stored is read back before it counts, so that the new version is whole (*healing*). Tracking is used
 //! only if it can count from nothing else than the parent.
 //!
+//! What is left out on purpose is shown to the transfer as zeros and recorded in the version. What the version before (or an
+//! interrupted run) left out is looked at whatever tracking says, and so is what this one leaves out: the version holds
+//! zeros in exactly the ranges that it records, whatever came before.
+//!
 //! Nothing is visible before the commit. There is nothing else to undo: what was stored without a point belongs to the next
 //! run, or to garbage collection.
 
@@ -223,6 +227,8 @@ pub struct BackupReport {
     pub lies: Vec<(u64, u64)>,
     /// Ranges that could not be read and were taken for zeros.
     pub unreadable: Vec<(u64, u64)>,
+    /// Bytes left out on purpose.
+    pub left_out_bytes: u64,
     /// How long it took.
     pub elapsed_ms: u64,
 }
@@ -462,7 +468,7 @@ fn transfer_once(
             tree: disk.tree(),
             nodes: repository,
             look_also: match look_also(repository, parent, partial) {
-                Ok(ranges) => ranges,
+                Ok(ranges) => ranges.union(&left_out_ranges(request)?),
                 Err(error) if is_damage(error.kind()) => {
                     return Ok(TransferEnd::BaseDamaged(explained(&error.into())));
                 }
@@ -497,7 +503,8 @@ fn transfer_once(
 }
 
 /// What must be looked at whatever tracking says: it counts from the parent, and knows nothing of what the parent left out
-/// or of where an interrupted run has gone beyond the parent.
+/// or of where an interrupted run has gone beyond the parent. What this run leaves out comes on top: the parent may have
+/// bytes there, which become zeros now.
 fn look_also(
     repository: &Repository,
     parent: Option<&DiskVersion>,
@@ -574,7 +581,7 @@ fn commit(
         disks: vec![disk.clone()],
         consistency: request.consistency,
         source: request.source.clone(),
-        counters: counters(&stats, &blobs),
+        counters: counters(&stats, &blobs, plan.left_out_bytes),
         ..PointDraft::default()
     };
     let point = session.commit(draft)?;
@@ -608,11 +615,16 @@ fn commit(
         audited_blocks: stats.audited_blocks,
         lies: pairs(&transferred.lies),
         unreadable: pairs(&transferred.unreadable),
+        left_out_bytes: plan.left_out_bytes,
         elapsed_ms: 0,
     })
 }
 
-fn counters(stats: &SyncStats, blobs: &repo::BlobStats) -> BTreeMap<String, u64> {
+fn counters(
+    stats: &SyncStats,
+    blobs: &repo::BlobStats,
+    left_out_bytes: u64,
+) -> BTreeMap<String, u64> {
     [
         ("read_bytes", stats.read_bytes),
         ("hashed_bytes", stats.hashed_bytes),
@@ -622,6 +634,7 @@ fn counters(stats: &SyncStats, blobs: &repo::BlobStats) -> BTreeMap<String, u64>
         ("stored_bytes", blobs.stored_bytes),
         ("audited_blocks", stats.audited_blocks),
         ("lies", stats.lies),
+        ("left_out_bytes", left_out_bytes),
     ]
     .into_iter()
     .map(|(name, count)| (name.to_owned(), count))

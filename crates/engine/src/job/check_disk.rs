@@ -24,7 +24,7 @@ pub struct CheckDiskReport {
     pub version_length_bytes: u64,
     /// Length of the disk that was read.
     pub disk_length_bytes: u64,
-    /// Whether both are the same, byte for byte and in length.
+    /// Whether both are the same, byte for byte and in length, but for what the version left out on purpose.
     pub is_equal: bool,
     /// Bytes in blocks that differ.
     pub differing_bytes: u64,
@@ -32,6 +32,8 @@ pub struct CheckDiskReport {
     pub ranges: Vec<(u64, u64)>,
     /// Whether there are more ranges than are named.
     pub more_ranges: bool,
+    /// Bytes that the version left out on purpose, which are not compared.
+    pub left_out_bytes: u64,
     /// Bytes read from the disk.
     pub read_bytes: u64,
     /// Whether a lease kept garbage collection off the version meanwhile.
@@ -61,6 +63,7 @@ pub fn check_disk(
         offset: range.offset,
         length_bytes: range.length_bytes,
     }))?;
+    let left_out_bytes = left_out.total_bytes();
     let disk = LeftOut::new(disk, left_out);
     let longer = version.length_bytes.max(disk.size_bytes());
     let mut report = CheckDiskReport {
@@ -72,6 +75,7 @@ pub fn check_disk(
         differing_bytes: 0,
         ranges: Vec::new(),
         more_ranges: false,
+        left_out_bytes,
         read_bytes: 0,
         protected_from_gc: session.protection() == ReadProtection::Lease,
     };

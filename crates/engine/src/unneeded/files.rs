@@ -1,0 +1,264 @@
+//! Files whose contents nobody needs after a boot: page files of Windows, swap files of Linux, what a sleep left behind.
+//!
+//! | file | left out | kept |
+//! |---|---|---|
+//! | `\pagefile.sys` | its contents | with a crash dump in it that Windows has not saved yet |
+//! | `\swapfile.sys` | its contents | |
+//! | `\hiberfil.sys` | zeroed, or after waking up | when its beginning is not known; a sleeping Windows keeps the whole disk |
+//! | swap file in `/etc/fstab` on ext | all behind its header | with holes or no header; a sleeping Linux keeps the whole disk |
+//!
+//! A swap file on a file system that shares clusters between files is kept: another file may have them, too.
+
+use std::ops::ControlFlow;
+
+use guestfs::filesystem::{FileKind, FileSystemKind, VolumeRange};
+use guestfs::{FileId, FileName, FileSystem};
+
+use super::swap::{self, SwapHead};
+use crate::inside::{InsideDisks, LastLink, VolumeNumber, read_file};
+use crate::transfer::explained;
+use crate::{Cancellation, Error, ErrorKind, Result};
+
+/// Longest `fstab` that is read.
+const FSTAB_BYTES_MAX: u64 = 256 << 10;
+/// Most swap files of it that are looked at.
+const SWAP_FILES_MAX: usize = 64;
+/// The first page of a hibernation file.
+const PAGE_BYTES: usize = 4_096;
+
+/// What becomes of a file's contents.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum FileFate {
+    /// Left out from here on.
+    LeaveOut {
+        /// Byte of the file.
+        from_bytes: u64,
+    },
+    /// Kept, for this reason.
+    Keep(String),
+}
+
+/// One such file.
+pub(super) struct SpecialFile {
+    pub path: String,
+    pub file: FileId,
+    pub fate: FileFate,
+}
+
+/// The files of a file system, and why the system that they belong to is asleep, if it is.
+pub(super) fn find(
+    inside: &InsideDisks,
+    number: VolumeNumber,
+    kind: FileSystemKind,
+    fs: &dyn FileSystem,
+) -> (Vec<SpecialFile>, Option<String>) {
+    let found = match kind {
+        FileSystemKind::Ntfs => find_windows(fs),
+        FileSystemKind::Ext2 | FileSystemKind::Ext3 | FileSystemKind::Ext4 => {
+            find_linux(inside, number, fs)
+        }
+        _ => Vec::new(),
+    };
+    let mut files = Vec::new();
+    let mut asleep = None;
+    for (path, file, state) in found {
+        let fate = match state {
+            Ok(State::Unneeded { from_bytes }) => FileFate::LeaveOut { from_bytes },
+            Ok(State::Needed(why)) => FileFate::Keep(why.to_owned()),
+            Ok(State::Asleep(system)) => {
+                asleep = Some(format!("volume {number} holds a sleeping {system}: {path}"));
+                FileFate::Keep(format!("{system} sleeps in it"))
+            }
+            Err(error) => FileFate::Keep(explained(&error)),
+        };
+        files.push(SpecialFile { path, file, fate });
+    }
+    (files, asleep)
+}
+
+/// What the beginning of a file tells.
+enum State {
+    Unneeded { from_bytes: u64 },
+    Needed(&'static str),
+    Asleep(&'static str),
+}
+
+type Found = Vec<(String, FileId, Result<State>)>;
+
+fn find_windows(fs: &dyn FileSystem) -> Found {
+    let root = fs.root();
+    let mut found = Vec::new();
+    for name in ["pagefile.sys", "swapfile.sys", "hiberfil.sys"] {
+        match fs.find(root, &FileName::from(name)) {
+            Ok(Some(file)) => found.push((format!("/{name}"), file, windows_state(fs, file, name))),
+            Ok(None) => {}
+            Err(error) => found.push((format!("/{name}"), root, Err(error.into()))),
+        }
+    }
+    found
+}
+
+fn windows_state(fs: &dyn FileSystem, file: FileId, name: &str) -> Result<State> {
+    let metadata = fs.metadata(file)?;
+    if metadata.kind != FileKind::Regular || metadata.obstacle.is_some() {
+        return Ok(State::Needed("it is no plain file"));
+    }
+    let reader = fs.open(file, None)?;
+    let mut head = vec![0; PAGE_BYTES];
+    block::read_padded(&*reader, 0, &mut head)?;
+    let mark = head.get(..4).unwrap_or_default().to_ascii_lowercase();
+    Ok(match (name, mark.as_slice()) {
+        ("hiberfil.sys", b"hibr" | b"rstr") => State::Asleep("Windows"),
+        ("hiberfil.sys", b"wake") => State::Unneeded { from_bytes: 0 },
+        ("hiberfil.sys", _) if head.iter().any(|byte| *byte != 0) => {
+            State::Needed("its beginning is not known: Windows may sleep in it")
+        }
+        ("pagefile.sys", b"page") if head.get(4..8).is_some_and(is_dump) => {
+            State::Needed("it holds a crash dump that Windows has not saved yet")
+        }
+        _ => State::Unneeded { from_bytes: 0 },
+    })
+}
+
+/// The second half of the signature of a dump, of 32 and of 64 bits.
+fn is_dump(mark: &[u8]) -> bool {
+    matches!(mark, b"DUMP" | b"DU64")
+}
+
+fn find_linux(inside: &InsideDisks, number: VolumeNumber, fs: &dyn FileSystem) -> Found {
+    let fstab = match fstab(inside, number) {
+        Ok(Some(text)) => text,
+        Ok(None) => return Vec::new(),
+        Err(error) => {
+            return vec![("/etc/fstab".to_owned(), fs.root(), Err(error))];
+        }
+    };
+    let mut found = Vec::new();
+    for path in swap_files(&fstab).into_iter().take(SWAP_FILES_MAX) {
+        // Names that are not UTF-8 in the file would be lost as text: then it is not found, and kept.
+        match inside.locate(&format!("{number}:{path}"), LastLink::Follow) {
+            Ok(Some(place)) => {
+                let state = swap_state(fs, place.file);
+                found.push((place.display_path(), place.file, state));
+            }
+            Ok(None) => {}
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(error) => found.push((path, fs.root(), Err(error))),
+        }
+    }
+    found
+}
+
+/// `/etc/fstab` of a volume, if it has one.
+fn fstab(inside: &InsideDisks, number: VolumeNumber) -> Result<Option<String>> {
+    let place = match inside.locate(&format!("{number}:/etc/fstab"), LastLink::Follow) {
+        Ok(Some(place)) => place,
+        Ok(None) => return Ok(None),
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let size_bytes = place.file_system.metadata(place.file)?.size_bytes;
+    if size_bytes > FSTAB_BYTES_MAX {
+        let what = format!("/etc/fstab has {size_bytes} bytes");
+        return Err(Error::new(ErrorKind::Unsupported, what));
+    }
+    let mut bytes = Vec::new();
+    read_file(&place, &Cancellation::default(), |piece| {
+        bytes.extend_from_slice(piece);
+        Ok(())
+    })?;
+    Ok(Some(String::from_utf8_lossy(&bytes).into_owned()))
+}
+
+/// Paths of the swap files that an `fstab` names.
+fn swap_files(fstab: &str) -> Vec<String> {
+    let mut paths = Vec::new();
+    for line in fstab.lines() {
+        let mut words = line.split_ascii_whitespace();
+        let (Some(place), Some(_), Some("swap")) = (words.next(), words.next(), words.next())
+        else {
+            continue;
+        };
+        let path = unescaped(place);
+        if path.starts_with('/') && !path.starts_with("/dev/") && !paths.contains(&path) {
+            paths.push(path);
+        }
+    }
+    paths
+}
+
+/// `\040` and the like, as fstab(5) writes blanks.
+fn unescaped(word: &str) -> String {
+    ["\\040", "\\011", "\\012", "\\134"]
+        .into_iter()
+        .zip([" ", "\t", "\n", "\\"])
+        .fold(word.to_owned(), |text, (from, to)| text.replace(from, to))
+}
+
+fn swap_state(fs: &dyn FileSystem, file: FileId) -> Result<State> {
+    let metadata = fs.metadata(file)?;
+    if metadata.kind != FileKind::Regular || metadata.obstacle.is_some() {
+        return Ok(State::Needed("it is no plain file"));
+    }
+    let reader = fs.open(file, None)?;
+    Ok(match swap::head(&*reader)? {
+        SwapHead::Asleep => State::Asleep("Linux"),
+        SwapHead::Other => State::Needed("it is no swap space in use"),
+        SwapHead::Used(_) => {
+            // With holes it could not be used, and where its bytes lie would not tell which of the file they are.
+            let mut allocated = 0_u64;
+            fs.file_ranges(file, &mut |range| {
+                allocated = allocated.saturating_add(range.length_bytes);
+                ControlFlow::Continue(())
+            })?;
+            if allocated < reader.size_bytes() {
+                State::Needed("it has holes")
+            } else {
+                State::Unneeded {
+                    from_bytes: swap::HEADER_BYTES,
+                }
+            }
+        }
+    })
+}
+
+/// Tells where the contents of a file lie, from a byte of it on; or why that is not known.
+pub(super) fn ranges(
+    fs: &dyn FileSystem,
+    file: &SpecialFile,
+    from_bytes: u64,
+    add: &mut dyn FnMut(VolumeRange),
+) -> std::result::Result<(), String> {
+    let mut passed = 0_u64;
+    fs.file_ranges(file.file, &mut |range| {
+        let skip = from_bytes.saturating_sub(passed).min(range.length_bytes);
+        passed = passed.saturating_add(range.length_bytes);
+        if skip < range.length_bytes {
+            add(VolumeRange {
+                offset: range.offset.saturating_add(skip),
+                length_bytes: range.length_bytes.saturating_sub(skip),
+            });
+        }
+        ControlFlow::Continue(())
+    })
+    .map_err(|error| explained(&error.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_paths_of_swap_files_are_taken_from_an_fstab() {
+        let fstab = "# /commented none swap sw 0 0\n\
+            UUID=1234 / ext4 defaults 0 1\n\
+            /dev/sda2 none swap sw 0 0\n\
+            /swap.img\tnone\tswap\tsw\t0\t0\n\
+            /var/my\\040swap none swap defaults 0 0\n\
+            /swap.img none swap sw 0 0\n\
+            UUID=5678 none swap sw 0 0\n\
+            /data /mnt none bind\n\
+            /short none\n";
+        assert_eq!(swap_files(fstab), ["/swap.img", "/var/my swap"]);
+    }
+}
