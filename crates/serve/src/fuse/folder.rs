@@ -19,8 +19,8 @@ use crate::{Event, Watch};
 const REMEMBER: Duration = Duration::from_secs(24 * 3600);
 const ROOT: u64 = 1;
 const FIRST_FILE: u64 = 2;
-/// Most bytes of one read; the kernel asks for less.
-const READ_BYTES_MAX: u32 = 4 << 20;
+/// Most bytes that the kernel is let ask for at once.
+const READ_BYTES_MAX: u32 = 1 << 20;
 /// Requests of the kernel that may be under way on its own account.
 const BACKGROUND_MAX: u16 = 64;
 /// Runs that one search for a hole or for data goes through.
@@ -147,7 +147,8 @@ fn seek(disk: &dyn ReadAt, offset: u64, wants_hole: bool) -> block::Result<Optio
 impl Filesystem for Folder {
     fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
         // Whichever the kernel does not take keeps its usual value.
-        config.set_max_readahead(1 << 20).ok();
+        config.set_max_write(READ_BYTES_MAX).ok();
+        config.set_max_readahead(READ_BYTES_MAX).ok();
         config.set_max_background(BACKGROUND_MAX).ok();
         Ok(())
     }
@@ -200,7 +201,8 @@ impl Filesystem for Folder {
             return reply.error(Errno::ENOENT);
         };
         let left = file.disk.size_bytes().saturating_sub(offset);
-        let length = u64::from(size.min(READ_BYTES_MAX)).min(left);
+        // Never fewer than were asked for and are there: the kernel would take the rest for zeros.
+        let length = u64::from(size).min(left);
         let mut buffer = vec![0; usize::try_from(length).unwrap_or(0)];
         match file.disk.read_at(offset, &mut buffer) {
             Ok(()) => reply.data(&buffer),

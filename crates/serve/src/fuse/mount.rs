@@ -108,22 +108,25 @@ impl FuseMount {
         self.session.guard.is_finished()
     }
 
-    /// Unmounts it.
+    /// Unmounts it. Who still reads gets an answer first; who still has a file open is not waited for.
     ///
     /// # Errors
     /// [`ErrorKind::Io`] when the system refuses even to detach it.
     pub fn unmount(self) -> Result<Unmounted> {
         let Self { session, dir } = self;
-        let Err(error) = session.umount_and_join() else {
-            return Ok(Unmounted::Cleanly);
-        };
-        // What is not mounted any more needs no more.
-        match mounted_at(&dir) {
-            Ok(None) => Ok(Unmounted::Cleanly),
-            _ => detach(&dir)
-                .map(|()| Unmounted::WhileInUse)
-                .map_err(|_| Error::io(format!("unmounting {}", dir.display()), error)),
+        let context = || format!("unmounting {}", dir.display());
+        let is_there = mounted_at(&dir)
+            .map_err(|error| Error::io(context(), error))?
+            .is_some_and(|mounted| mounted.is_ours());
+        if is_there && unmount(&dir, Users::Respected).is_err() {
+            // The threads end with the process: as long as files are open the kernel keeps them waiting.
+            unmount(&dir, Users::Ignored)?;
+            return Ok(Unmounted::WhileInUse);
         }
+        session
+            .join()
+            .map_err(|error| Error::io(context(), error))?;
+        Ok(Unmounted::Cleanly)
     }
 }
 
@@ -150,7 +153,7 @@ fn prepare(dir: &Path) -> Result<PathBuf> {
     };
     match mounted_at(&place).map_err(failed)? {
         Some(mounted) if mounted.is_ours() => match std::fs::metadata(&place) {
-            Err(error) if is_dead(&error) => detach(&place)?,
+            Err(error) if is_dead(&error) => unmount(&place, Users::Ignored)?,
             _ => {
                 let what = format!("{}: disks are already served there", context());
                 return Err(Error::new(ErrorKind::Busy, what));
@@ -240,15 +243,30 @@ fn unescaped(field: &[u8]) -> OsString {
     OsString::from_vec(bytes)
 }
 
-/// Takes a mount out of the folder tree, whoever uses it.
-fn detach(place: &Path) -> Result<()> {
-    if rustix::mount::unmount(place, UnmountFlags::DETACH).is_ok() {
-        return Ok(());
-    }
+/// What becomes of those who use a mount.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Users {
+    /// It stays as long as there are any.
+    Respected,
+    /// It vanishes from the folder tree at once.
+    Ignored,
+}
+
+/// Takes a mount out of the folder tree.
+fn unmount(place: &Path, users: Users) -> Result<()> {
     let context = || format!("unmounting {}", place.display());
-    let arguments = [OsStr::new("-u"), OsStr::new("-z"), OsStr::new("--")];
+    let (flags, argument) = match users {
+        Users::Respected => (UnmountFlags::empty(), "-u"),
+        Users::Ignored => (UnmountFlags::DETACH, "-uz"),
+    };
+    match rustix::mount::unmount(place, flags) {
+        Ok(()) => return Ok(()),
+        // Those without rights have a program for it.
+        Err(rustix::io::Errno::PERM) => {}
+        Err(error) => return Err(Error::io(context(), error.into())),
+    }
     let output = Command::new("fusermount3")
-        .args(arguments)
+        .args([argument, "--"])
         .arg(place)
         .stdin(Stdio::null())
         .output()

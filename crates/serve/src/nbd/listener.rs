@@ -183,13 +183,16 @@ impl NbdListener {
             Address::Tcp(host) => Self::bind_tcp(host, reach),
             #[cfg(unix)]
             Address::Unix(path) => {
-                let (listener, file) = bind_unix(path)?;
+                // Clients may stand in another folder.
+                let whole = std::path::absolute(path);
+                let path = whole.map_err(|error| Error::io(address.to_string(), error))?;
+                let (listener, file) = bind_unix(&path)?;
                 Ok(Self {
                     socket: Socket::Unix {
                         listener,
                         _file: file,
                     },
-                    address: address.clone(),
+                    address: Address::Unix(path),
                 })
             }
             #[cfg(not(unix))]
@@ -236,7 +239,7 @@ impl NbdListener {
         })
     }
 
-    /// Where it listens, with the port that it got.
+    /// Where it listens: with the port that it got, or the socket's whole path.
     pub fn address(&self) -> &Address {
         &self.address
     }
@@ -257,10 +260,8 @@ impl NbdListener {
             }
         };
         match accepted {
-            Ok((stream, peer)) => {
-                stream.prepare()?;
-                Ok(Some((stream, peer)))
-            }
+            // One that cannot be prepared has gone again.
+            Ok((stream, peer)) => Ok(stream.prepare().is_ok().then_some((stream, peer))),
             Err(error) => match error.kind() {
                 io::ErrorKind::WouldBlock
                 | io::ErrorKind::Interrupted
