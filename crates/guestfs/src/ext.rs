@@ -20,8 +20,10 @@
 //! **Invariants.** Nothing is believed whose checksum is wrong. All reading goes through the overlay, so that what is
 //! seen is what a mount would show. Memory: the cache, and 32 bytes or so for each block in the live journal.
 //!
-//! **Not done.** Project ids and inode generations are not told; the other copies of a damaged superblock are not looked
-//! for; an indexed directory is searched from its beginning, not through its index.
+//! A superblock that is damaged is replaced by one of its copies; the file system is then said to be dirty.
+//!
+//! **Not done.** Project ids and inode generations are not told; a directory without case is searched from its beginning,
+//! not through its index.
 
 #![cfg_attr(
     not(test),
@@ -37,6 +39,7 @@
 mod contents;
 mod directory;
 mod groups;
+mod index;
 mod inode;
 mod journal;
 mod map;
@@ -95,8 +98,11 @@ pub struct ExtFileSystem {
 /// # Errors
 /// [`ErrorKind::Corrupt`] without a sound superblock; [`ErrorKind::Unsupported`] names the feature.
 pub fn open(volume: Arc<dyn ReadAt>) -> Result<ExtFileSystem> {
-    let superblock = Superblock::read(&*volume)?;
-    let (ext, cleanliness) = replay(Ext::new(superblock, volume))?;
+    let (superblock, damage) = Superblock::read_any(&*volume)?;
+    let (ext, mut cleanliness) = replay(Ext::new(superblock, volume))?;
+    if let Some(damage) = damage {
+        cleanliness = Cleanliness::Dirty(damage);
+    }
     let root = ext.inode(ROOT)?;
     if root.kind != FileKind::Directory {
         return Err(Error::corrupt("its root is no directory"));
@@ -166,7 +172,7 @@ fn replay(ext: Ext) -> Result<(Ext, Cleanliness)> {
     }
     let volume: Arc<dyn ReadAt> = Arc::new(replayed.overlay);
     // The journal may hold a newer superblock.
-    let superblock = Superblock::read(&*volume)?;
+    let (superblock, _) = Superblock::read_any(&*volume)?;
     if superblock.block_bytes != ext.superblock.block_bytes {
         return Err(Error::corrupt("its journal changes the size of its blocks"));
     }
@@ -243,6 +249,16 @@ impl FileSystem for ExtFileSystem {
 
     fn find(&self, directory: FileId, name: &FileName) -> Result<Option<FileId>> {
         let inode = self.ext.inode_of(directory)?;
+        // A damaged index is no reason not to find a name.
+        if inode.is_indexed()
+            && !inode.is_case_folded()
+            && !inode.is_inline()
+            && inode.kind == FileKind::Directory
+            && inode.refuse_obstacle().is_ok()
+            && let Ok(found) = self.ext.find_indexed(&inode, name)
+        {
+            return Ok(found);
+        }
         let folded = inode.is_case_folded().then(|| fold(name));
         let mut found = None;
         self.ext

@@ -5,7 +5,8 @@
 //!   index root: [.] [.. whose length hides the index]          index node: [empty entry as long as the block, hiding it]
 //! ```
 //!
-//! An indexed directory (htree) is read like any other: its index hides inside what looks like unused entries.
+//! An indexed directory (htree) is listed like any other: its index hides inside what looks like unused entries. Single
+//! names are found through it, see `index.rs`.
 //!
 //! **Invariants.** A cursor is the byte behind an entry. A block whose checksum or chain of lengths is wrong is left
 //! out, and told as an error after everything else. A directory has no more blocks than the volume.
@@ -131,6 +132,21 @@ impl Ext {
         trouble.map_or(Ok(()), Err)
     }
 
+    /// Tells the entries of one block.
+    pub(super) fn tell_block(
+        &self,
+        bytes: &[u8],
+        after: DirectoryCursor,
+        visit: Visit<'_>,
+    ) -> Result<ControlFlow<()>> {
+        let part = Part {
+            bytes,
+            base: 0,
+            after: after.0,
+        };
+        self.tell(&part, visit)
+    }
+
     /// Tells the entries of a part that lie behind the cursor.
     fn tell(&self, part: &Part<'_>, visit: Visit<'_>) -> Result<ControlFlow<()>> {
         let mut offset = 0_usize;
@@ -202,7 +218,7 @@ impl Ext {
         }
     }
 
-    fn check_directory_block(&self, inode: &Inode, block: &[u8]) -> Result<()> {
+    pub(super) fn check_directory_block(&self, inode: &Inode, block: &[u8]) -> Result<()> {
         if !self.superblock.has_checksums() {
             return Ok(());
         }

@@ -117,9 +117,45 @@ pub(super) struct Superblock {
     pub label: Vec<u8>,
     pub journal_inode: u32,
     pub checksum_seed: u32,
+    /// What hashes of names begin with.
+    pub hash_seed: [u32; 4],
+    pub has_unsigned_hash: bool,
 }
 
 impl Superblock {
+    /// Reads the first superblock of a volume that is sound; when it is a copy, what is wrong with the first.
+    ///
+    /// # Errors
+    /// Of the first one.
+    pub fn read_any(volume: &dyn ReadAt) -> Result<(Self, Option<String>)> {
+        let first = match Self::read(volume) {
+            Ok(superblock) => return Ok((superblock, None)),
+            Err(error) if error.kind() == ErrorKind::Corrupt => error,
+            Err(error) => return Err(error),
+        };
+        // The first block of group 1, for all sizes of blocks; with those of 1 KiB the groups begin at block 1.
+        for log in 0..=6_u32 {
+            let block = 1024_u64 << log;
+            let blocks = block.saturating_mul(8).saturating_add(u64::from(log == 0));
+            let offset = blocks.saturating_mul(block);
+            let end = offset.saturating_add(crate::field::bytes(SUPERBLOCK_BYTES));
+            if end > volume.size_bytes() {
+                break;
+            }
+            let mut bytes = [0; SUPERBLOCK_BYTES];
+            volume.read_at(offset, &mut bytes)?;
+            let is_copy = u16_le(&bytes, 0x5A)? == 1;
+            match Self::parse(&bytes) {
+                Ok(superblock) if is_copy && u64::from(superblock.block_bytes) == block => {
+                    let damage = format!("a copy of its superblock was read: {first}");
+                    return Ok((superblock, Some(damage)));
+                }
+                _ => {}
+            }
+        }
+        Err(first)
+    }
+
     /// Reads and checks the first superblock of a volume.
     pub fn read(volume: &dyn ReadAt) -> Result<Self> {
         let end = SUPERBLOCK_OFFSET.saturating_add(crate::field::bytes(SUPERBLOCK_BYTES));
@@ -198,6 +234,8 @@ impl Superblock {
             } else {
                 u32_le(bytes, 0x270)?
             },
+            hash_seed: hash_seed(bytes)?,
+            has_unsigned_hash: u32_le(bytes, 0x160)? & 2 != 0,
         })
     }
 
@@ -254,6 +292,14 @@ impl Superblock {
             power == u64::from(group)
         })
     }
+}
+
+fn hash_seed(bytes: &[u8]) -> Result<[u32; 4]> {
+    let mut seed = [0; 4];
+    for (word, at) in seed.iter_mut().zip([0xEC, 0xF0, 0xF4, 0xF8]) {
+        *word = u32_le(bytes, at)?;
+    }
+    Ok(seed)
 }
 
 /// The sizes that others are divided by.

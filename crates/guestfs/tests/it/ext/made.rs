@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 
-use guestfs::filesystem::{Cleanliness, FileKind, Metadata, Timestamp};
+use guestfs::filesystem::{Cleanliness, DirectoryCursor, FileKind, Metadata, Timestamp};
 use guestfs::{ErrorKind, FileName, FileSystem};
 use serde_json::Value;
 
@@ -326,6 +326,114 @@ fn a_small_file_of_a_huge_disk_costs_little_reading() {
     assert_eq!(&bytes, b"hello\n");
     let read_bytes = volume.read_bytes();
     assert!(read_bytes < 200_000, "{read_bytes} bytes were read for 6");
+}
+
+#[test]
+fn a_name_among_a_hundred_thousand_costs_a_few_blocks_whatever_hashes_it() {
+    if !has_commands(&["mke2fs", "tune2fs", "debugfs", "python3", "mount"]) {
+        return;
+    }
+    // Signed and unsigned bytes, all methods, three levels.
+    for (options, method, flags) in [
+        ("-b 4096", "half_md4", 1),
+        ("-b 1024 -O large_dir", "tea", 2),
+        ("-b 1024 -O large_dir", "half_md4", 2),
+        ("-b 2048 -O ^metadata_csum", "legacy", 1),
+    ] {
+        let folder = tempfile::tempdir().expect("a folder");
+        let text = format!(
+            "truncate -s 256M image; mke2fs -q -F -t ext4 -N 110000 {options} image
+             tune2fs -E hash_alg={method} image; debugfs -w -R 'ssv flags {flags}' image
+             mkdir m; mount -o loop image m; mkdir m/many
+             python3 -c 'for i in range(100000): open(\"m/many/nåme %d\" % i, \"w\").close()'
+             umount m; e2fsck -fn image"
+        );
+        if let Err(why) = script(folder.path(), &text) {
+            missing(&format!("{options}: {why}"));
+            return;
+        }
+        let volume = FileVolume::open(&folder.path().join("image"));
+        let fs = guestfs::ext::open(volume.clone()).expect("a file system");
+        let find = |folder, name: &str| fs.find(folder, &FileName::from(name)).expect("a search");
+        let many = find(fs.root(), "many").expect("it is there");
+        for number in [0, 1, 49_999, 99_999] {
+            let before = volume.read_bytes();
+            assert!(find(many, &format!("nåme {number}")).is_some(), "{options}");
+            let cost = volume.read_bytes() - before;
+            assert!(
+                cost < 65_536,
+                "{options}: {cost} bytes were read for a name"
+            );
+        }
+        let before = volume.read_bytes();
+        assert_eq!(find(many, "nåme 100000"), None);
+        assert!(volume.read_bytes() - before < 65_536, "{options}");
+        let entries = conformance::entries(&fs, many, DirectoryCursor::default());
+        assert_eq!(entries.len(), 100_000, "{options}");
+        for entry in entries.iter().step_by(7) {
+            let found = fs.find(many, &entry.name).expect("a search");
+            assert_eq!(found, Some(entry.file), "{options}: {}", entry.name);
+        }
+    }
+}
+
+#[test]
+fn a_copy_stands_in_for_a_damaged_superblock_and_that_is_told() {
+    if !has_commands(&["mke2fs"]) {
+        return;
+    }
+    for options in ["-b 1024", "-b 4096", "-b 2048 -O ^metadata_csum"] {
+        let folder = tempfile::tempdir().expect("a folder");
+        let text = format!(
+            "mkdir tree; echo hello > tree/file; truncate -s 300M image
+             mke2fs -q -F -t ext4 {options} -d tree image
+             dd if=/dev/zero of=image bs=1024 seek=1 count=1 conv=notrunc status=none"
+        );
+        script(folder.path(), &text).expect("an image");
+        let volume = FileVolume::open(&folder.path().join("image"));
+        let fs = guestfs::ext::open(volume).expect("a file system");
+        let Cleanliness::Dirty(why) = &fs.facts().cleanliness else {
+            panic!("{options}: {:?}", fs.facts());
+        };
+        assert!(why.contains("copy"), "{why}");
+        let found = fs
+            .find(fs.root(), &FileName::from("file"))
+            .expect("a search");
+        let mut bytes = [0; 6];
+        let contents = fs
+            .open(found.expect("it is there"), None)
+            .expect("contents");
+        contents.read_at(0, &mut bytes).expect("bytes");
+        assert_eq!(&bytes, b"hello\n", "{options}");
+    }
+}
+
+#[test]
+fn ext4_with_a_file_for_orphans_reads_as_linux_reads_it() {
+    check("-t ext4 -O orphan_file,stable_inodes", "");
+}
+
+#[test]
+fn a_journal_on_another_device_is_named() {
+    if !has_commands(&["mke2fs", "debugfs"]) {
+        return;
+    }
+    let folder = tempfile::tempdir().expect("a folder");
+    // The bit that something lies in it, as a crash leaves it.
+    let text = "truncate -s 64M image; mke2fs -q -F -t ext4 -O ^has_journal image
+        debugfs -w -R 'feature has_journal needs_recovery' image";
+    script(folder.path(), text).expect("an image");
+    let volume = FileVolume::open(&folder.path().join("image"));
+    let fs = guestfs::ext::open(volume).expect("a file system");
+    let told = format!("{:?}", fs.facts().cleanliness);
+    assert!(
+        told.contains("Dirty") && told.contains("another device"),
+        "{told}"
+    );
+    assert!(
+        fs.used_ranges(&mut |_| std::ops::ControlFlow::Continue(()))
+            .is_err()
+    );
 }
 
 #[test]
