@@ -281,7 +281,7 @@ impl OneName<'_> {
             self.context.cancel.check()?;
             let version = format!("{name}@{}", point.sequence);
             if !self.index.records.contains_key(&point.point) {
-                let step = format!("indexing the names of {version}");
+                let step = format!("names of {version}");
                 self.context.progress.begin(&step, None);
             }
             self.report.versions = self.report.versions.saturating_add(1);
@@ -354,7 +354,7 @@ impl OneName<'_> {
             let (hits, is_cut) = (&mut self.hits, &mut self.report.is_cut);
             let limit = self.request.limit;
             let room = limit.saturating_sub(self.report.files.len());
-            let is_only_volume = record.volumes.len() == 1;
+            let is_only_volume = record.volumes.len() == 1 && record.skipped.is_empty();
             enumerate(search, &mut self.index, volume, self.context.cancel, &mut |found| {
                 let key = (slot.clone(), found.path.to_vec());
                 // What is gone from the newest version is only known at the end.

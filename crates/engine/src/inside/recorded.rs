@@ -120,7 +120,7 @@ impl RecordedDisk {
         let mut notes = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
         let is_known = notes
             .last()
-            .is_some_and(|last| last.offset <= offset && offset + length_bytes <= last.end());
+            .is_some_and(|last| last.offset <= offset && offset.saturating_add(length_bytes) <= last.end());
         if is_known {
             return Ok(());
         }

@@ -5,6 +5,7 @@
 mod backup;
 mod check;
 mod cost;
+mod files;
 mod healing;
 mod interrupted;
 mod quickstart;

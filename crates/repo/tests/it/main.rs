@@ -10,6 +10,7 @@ mod gc;
 mod gc_races;
 mod index;
 mod keys;
+mod local;
 mod marks;
 mod numbers;
 mod read;

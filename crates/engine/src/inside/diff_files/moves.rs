@@ -1,7 +1,8 @@
 //! Files that left one path and came up at another: held back until both sides of a volume were seen.
 //!
 //! A file is the same when its file system gives it the same id and the same time of birth; an id alone is given anew once
-//! its file is gone. File systems that keep no time of birth, or whose ids are places in folders (FAT, exFAT), tell nothing.
+//! its file is gone. File systems that keep no time of birth, or only whole seconds of it, or whose ids are places in folders
+//! (FAT, exFAT), tell nothing.
 
 use std::collections::HashMap;
 
@@ -40,7 +41,9 @@ pub(super) fn tells_moves(kind: FileSystemKind) -> bool {
 }
 
 fn birth(lone: &Lone) -> Option<Birth> {
-    lone.metadata.times.created.map(|time| (lone.file, time))
+    let created = lone.metadata.times.created;
+    let precise = created.filter(|time| time.nanoseconds != 0);
+    precise.map(|time| (lone.file, time))
 }
 
 impl Held {

@@ -34,6 +34,8 @@ use crate::{Error, ErrorKind, Result};
 const DEPTH_MAX: usize = 10_000;
 const FOLDERS_MAX: usize = 4 << 20;
 const DAMAGE_MAX: usize = 1000;
+/// Ranges that a record keeps of a disk; neighbours are taken together beyond.
+const RANGES_MAX: usize = 4096;
 /// How close to the newest change a folder's own may be told apart.
 const CLOSE_SECONDS: i64 = 2;
 
@@ -83,7 +85,10 @@ pub(in crate::inside) fn index_version(
         writer: index.begin()?,
         index,
         context,
-        built: Built::default(),
+        built: Built {
+            was_walked: true,
+            ..Built::default()
+        },
         keys: Vec::new(),
         newest: None,
     };
@@ -158,7 +163,9 @@ impl Walk<'_> {
                         | guestfs::probe::ContentKind::OtherFileSystem(_)
                         | guestfs::probe::ContentKind::Encrypted(_)
                 );
-            if !may_hold_files {
+            // What a key opened is a volume of its own.
+            let is_opened = matches!(volume.lock, Some(guestfs::disk::Lock::Opened { .. }));
+            if !may_hold_files || is_opened {
                 continue;
             }
             let opened = version.inside.file_system(number);
@@ -170,6 +177,7 @@ impl Walk<'_> {
             }
         }
         for ranges in version.looked_at()? {
+            let ranges = ranges.coarsened(RANGES_MAX);
             let blocks = |range: ByteRange| {
                 let first = range.offset / BLOCK_SIZE_BYTES;
                 (first, range.length_bytes.div_ceil(BLOCK_SIZE_BYTES))
@@ -293,7 +301,6 @@ impl Walk<'_> {
             });
         }
         self.built.listed = self.built.listed.saturating_add(1);
-        self.built.was_walked = true;
         let (bytes, is_whole) = self.listed(fs, file, path)?;
         let listing = ObjectId::of_listing(&bytes);
         self.writer.put_new(self.index, listing, &bytes)?;

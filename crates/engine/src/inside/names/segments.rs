@@ -317,7 +317,16 @@ impl Segments {
         let files = self.files.iter();
         let files = files.filter(|(key, _)| alive.contains(&key.point));
         let files = files.map(|(key, file)| (*key, *file)).collect();
-        self.end(writer, records, files)
+        let id = writer.finish(&Notes { records, files })?;
+        let reader = self.folder.open(&id)?;
+        // The old segments go: nothing may point into them.
+        self.readers.clear();
+        self.places.clear();
+        self.keys.clear();
+        self.records.clear();
+        self.files.clear();
+        self.frames.clear();
+        self.add(reader)
     }
 }
 
