@@ -1,9 +1,11 @@
-//! NTFS: the corpora, volumes made by mkntfs and filled through ntfs-3g, files of CompactOS, damage.
+//! NTFS: the corpora, volumes made by mkntfs and filled through ntfs-3g, files of CompactOS, journals, damage.
 
 mod corpora;
 mod damage;
+mod journal;
 mod made;
 mod packed;
+mod special;
 
 use std::collections::BTreeMap;
 use std::path::Path;

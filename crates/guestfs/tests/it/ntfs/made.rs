@@ -50,10 +50,11 @@ pub fn make(folder: &Path, size: &str, options: &str, script: &str) -> Option<Pa
     Some(folder.join("image"))
 }
 
-/// Mounts the image at `mount`.
+/// Mounts the image at `mount`, until [`unmount`] or the end of the script, however it comes.
 pub fn mount(streams: &str) -> String {
     format!(
-        "ntfs-3g -o no_detach,compression,streams_interface={streams} image mount & pid=$!\n\
+        "trap 'umount mount 2>/dev/null || true' EXIT\n\
+         ntfs-3g -o no_detach,compression,streams_interface={streams} image mount & pid=$!\n\
          until mountpoint -q mount; do kill -0 $pid; done"
     )
 }
