@@ -27,8 +27,8 @@ use crate::{Error, ErrorKind, Result, field};
 
 const SECTOR_BYTES: usize = 512;
 const SECTOR_LOG: u32 = 9;
-/// 128 MiB.
-const MAX_SECTORS: usize = 256 << 10;
+/// 96 MiB.
+const MAX_SECTORS: usize = 192 << 10;
 
 /// A volume with changed sectors over it.
 pub(super) struct Overlay {

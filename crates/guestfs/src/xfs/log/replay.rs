@@ -39,7 +39,10 @@ const SECTOR: usize = 512;
 const MAX_BUFFER_SECTORS: u64 = 256;
 const MAX_CREATED_BYTES: u64 = 256 << 10;
 const CHUNK: usize = 128;
-const MAX_REMEMBERED: usize = 1 << 20;
+const MAX_REMEMBERED: usize = 1 << 18;
+const MAX_PROMISED_BYTES: usize = 16 << 20;
+/// What a promise costs besides its bytes.
+const PROMISE_COST: usize = 128;
 /// Bytes that may be written, and whose checksums may be made.
 const BUDGET_BYTES: u64 = 8 << 30;
 
@@ -127,6 +130,7 @@ pub(super) struct Replay<'s> {
     /// What was promised and not done yet, by kind and id.
     intents: HashMap<(u16, u64), Intent>,
     promised: u64,
+    promised_bytes: usize,
     budget: u64,
 }
 
@@ -153,6 +157,7 @@ impl<'s> Replay<'s> {
             changed: HashMap::new(),
             intents: HashMap::new(),
             promised: 0,
+            promised_bytes: 0,
             budget: BUDGET_BYTES,
         }
     }
@@ -199,7 +204,9 @@ impl<'s> Replay<'s> {
             BUI | ATTRI | XMI => {
                 let format = item.region(0)?;
                 let id = field::u64_le(format, 8)?;
-                if self.intents.len() >= MAX_REMEMBERED {
+                let cost = format.len().saturating_add(PROMISE_COST);
+                self.promised_bytes = self.promised_bytes.saturating_add(cost);
+                if self.promised_bytes > MAX_PROMISED_BYTES {
                     return Err(Error::new(ErrorKind::Limit, "it promises too much"));
                 }
                 self.promised = self.promised.saturating_add(1);
@@ -213,7 +220,10 @@ impl<'s> Replay<'s> {
             }
             BUD | ATTRD | XMD => {
                 let id = field::u64_le(item.region(0)?, 8)?;
-                self.intents.remove(&(kind.saturating_sub(1), id));
+                if let Some(intent) = self.intents.remove(&(kind.saturating_sub(1), id)) {
+                    let cost = intent.format.len().saturating_add(PROMISE_COST);
+                    self.promised_bytes = self.promised_bytes.saturating_sub(cost);
+                }
                 Ok(())
             }
             EFI | EFD | RUI..=CUD | DQUOT | QUOTA_OFF => Ok(()),
