@@ -59,8 +59,9 @@ fn text(report: &InspectReport) -> String {
         {
             text.push_str(&format!("volume {}: {locked}\n", volume.number));
         }
-        for finding in &volume.findings {
-            text.push_str(&format!("volume {}: {finding}\n", volume.number));
+        let remarks = volume.file_system.iter().flat_map(|fs| &fs.remarks);
+        for told in remarks.chain(&volume.findings) {
+            text.push_str(&format!("volume {}: {told}\n", volume.number));
         }
         for missing in &volume.missing {
             text.push_str(&format!("volume {}: {missing} is missing\n", volume.number));

@@ -117,6 +117,8 @@ pub struct FileSystemReport {
     pub state: &'static str,
     /// Why it is dirty.
     pub why_dirty: Option<String>,
+    /// What a person who looks for files should know besides.
+    pub remarks: Vec<String>,
 }
 
 /// Looks at everything that can be told without reading files other than those of operating systems.
@@ -192,6 +194,7 @@ fn look_into(
         cluster_bytes: facts.cluster_bytes,
         state,
         why_dirty,
+        remarks: fs.remarks(),
     };
     Ok((report, inside.system(number)?))
 }

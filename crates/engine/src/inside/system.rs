@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use block::{Extent, ExtentKind, ReadAt};
 use guestfs::disk::VolumePlace;
-use guestfs::filesystem::FileKind;
+use guestfs::filesystem::{FileKind, FileSystemKind};
 use guestfs::registry::Hive;
 use guestfs::registry::windows::{MountTarget, ServiceStart, WindowsFacts};
 use guestfs::{FileName, FileSystem};
@@ -126,7 +126,7 @@ impl InsideDisks {
             };
             Some(self.windows_report(volume, &facts, damage))
         } else {
-            linux(&root)
+            system_roots(root)?.iter().find_map(linux)
         })
     }
 
@@ -236,6 +236,33 @@ impl InsideDisks {
         }
         Ok(None)
     }
+}
+
+/// Where a Linux may have its root: that of the file system, and on Btrfs the subvolumes that Ubuntu, Debian and Fedora
+/// name in their boot loaders.
+fn system_roots(root: Place) -> Result<Vec<Place>> {
+    let mut roots = vec![root];
+    let [root] = roots.as_slice() else {
+        return Ok(roots);
+    };
+    if root.file_system.facts().kind != FileSystemKind::Btrfs {
+        return Ok(roots);
+    }
+    let mut below = Vec::new();
+    for name in ["@", "@rootfs", "root"] {
+        let name = FileName::from(name);
+        if let Some(file) = root.file_system.find(root.file, &name)?
+            && file.tree != root.file.tree
+        {
+            below.push(Place {
+                file,
+                path: vec![name],
+                ..root.clone()
+            });
+        }
+    }
+    roots.extend(below);
+    Ok(roots)
 }
 
 /// What the hives of a Windows tell, and what stood in the way; `None` when no hive is there.

@@ -16,6 +16,7 @@
 //!
 //! `HIKAE_KILL_ROUNDS` and `HIKAE_KILL_SEED` choose how often and from which seed processes are killed.
 
+mod btrfs;
 mod bucket;
 mod crash;
 mod disk;
