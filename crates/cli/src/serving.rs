@@ -7,8 +7,10 @@
 //!
 //! The ready report is the one JSON object; whatever comes later is said on standard error.
 
+mod folder;
+
 use std::error::Error as StdError;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
@@ -16,10 +18,11 @@ use std::time::{Duration, SystemTime};
 use block::ReadAt;
 use engine::Cancellation;
 use serde::Serialize;
-use serve::nbd::{Export, Exports, NbdListener, NbdOptions, NbdServer, Reach};
+use serve::nbd::{Address, Export, Exports, NbdListener, NbdOptions, NbdServer, Reach};
 use serve::{CachedDisk, Event, ReadCache, Watch};
 use vdisk::vhdx::VhdxView;
 
+use self::folder::{Files, Mount, files_of};
 use crate::args::ServeArgs;
 use crate::output::{Output, bytes};
 
@@ -175,17 +178,6 @@ fn failed(error: serve::Error) -> anyhow::Error {
     anyhow::Error::new(problem.caused_by(error))
 }
 
-/// The same where a folder could not be mounted, for what the system says about it.
-#[cfg(target_os = "linux")]
-fn not_mounted(error: serve::Error) -> anyhow::Error {
-    if error.kind() != serve::ErrorKind::Io {
-        return failed(error);
-    }
-    let problem = engine::Error::new(engine::ErrorKind::Io, "serving disks")
-        .advised("See that /dev/fuse is there and, without root, fusermount3 (Debian: fuse3); or serve with --nbd");
-    anyhow::Error::new(problem.caused_by(error))
-}
-
 /// Serves until told to stop.
 pub fn run(
     offers: Vec<Offer<'_>>,
@@ -194,49 +186,20 @@ pub fn run(
     cancel: &Cancellation,
     output: &Output,
 ) -> anyhow::Result<()> {
-    let cache = ReadCache::new(what.cache_size);
     let watch: Arc<dyn Watch> = Arc::new(Complaints::default());
-    let mut disks = Disks {
-        cache: Arc::clone(&cache),
-        disks: Vec::new(),
-    };
-    let mut served = Vec::new();
-    let mut files = Vec::new();
-    let mut names = Vec::new();
-    for offer in offers {
-        let disk = CachedDisk::new(Arc::clone(&offer.disk), &cache);
-        disks.disks.push(Arc::clone(&disk));
-        served.push(Served {
-            name: offer.name.clone(),
-            root: offer.root.clone(),
-            bytes_logical: disk.size_bytes(),
-            uris: Vec::new(),
-            files: Vec::new(),
-        });
-        names.push((
-            offer.name.clone(),
-            offer.other_name.clone(),
-            offer.description.clone(),
-        ));
-        if what.fuse.is_some() {
-            files.push(files_of(offer, &disk));
-        }
-    }
+    let Prepared {
+        disks,
+        mut served,
+        files,
+        names,
+    } = prepare(offers, what);
     let mut servers = Vec::new();
     for address in &what.nbd {
-        let reach = if what.allow_remote {
-            Reach::Anybody
-        } else {
-            Reach::Loopback
-        };
-        let listener = NbdListener::bind(address, reach).map_err(failed)?;
+        let server = listen(address, what, exports(&names, &disks.disks)?, &watch)?;
         for one in &mut served {
-            one.uris.push(listener.address().uri(&one.name));
+            one.uris.push(server.address().uri(&one.name));
         }
-        let exports = exports(&names, &disks.disks)?;
-        let options = NbdOptions::default();
-        let server = NbdServer::start(listener, exports, options, Arc::clone(&watch));
-        servers.push(server.map_err(failed)?);
+        servers.push(server);
     }
     let mount = match &what.fuse {
         Some(dir) => Some(Mount::new(dir, files, what, &watch, &mut served)?),
@@ -269,22 +232,81 @@ pub fn run(
     Ok(())
 }
 
-fn exports(
-    names: &[(String, Option<String>, String)],
-    disks: &[Arc<CachedDisk>],
-) -> anyhow::Result<Exports> {
-    let list = names
-        .iter()
-        .zip(disks)
-        .map(|((name, _, description), disk)| {
-            let mut export = Export::new(name.clone(), Arc::clone(disk) as Arc<dyn ReadAt>);
-            export.description.clone_from(description);
-            export
+/// Everything that is needed before anybody is let in.
+struct Prepared {
+    disks: Disks,
+    served: Vec<Served>,
+    files: Vec<Files>,
+    names: Vec<Names>,
+}
+
+/// What an export is called.
+struct Names {
+    name: String,
+    other: Option<String>,
+    description: String,
+}
+
+fn prepare(offers: Vec<Offer<'_>>, what: &ServeArgs) -> Prepared {
+    let cache = ReadCache::new(what.cache_size);
+    let mut prepared = Prepared {
+        disks: Disks {
+            cache: Arc::clone(&cache),
+            disks: Vec::new(),
+        },
+        served: Vec::new(),
+        files: Vec::new(),
+        names: Vec::new(),
+    };
+    for offer in offers {
+        let disk = CachedDisk::new(Arc::clone(&offer.disk), &cache);
+        prepared.disks.disks.push(Arc::clone(&disk));
+        prepared.served.push(Served {
+            name: offer.name.clone(),
+            root: offer.root.clone(),
+            bytes_logical: disk.size_bytes(),
+            uris: Vec::new(),
+            files: Vec::new(),
         });
+        prepared.names.push(Names {
+            name: offer.name.clone(),
+            other: offer.other_name.clone(),
+            description: offer.description.clone(),
+        });
+        if what.fuse.is_some() {
+            prepared.files.push(files_of(offer, &disk));
+        }
+    }
+    prepared
+}
+
+fn listen(
+    address: &Address,
+    what: &ServeArgs,
+    exports: Exports,
+    watch: &Arc<dyn Watch>,
+) -> anyhow::Result<NbdServer> {
+    let reach = if what.allow_remote {
+        Reach::Anybody
+    } else {
+        Reach::Loopback
+    };
+    let listener = NbdListener::bind(address, reach).map_err(failed)?;
+    let options = NbdOptions::default();
+    NbdServer::start(listener, exports, options, Arc::clone(watch)).map_err(failed)
+}
+
+fn exports(names: &[Names], disks: &[Arc<CachedDisk>]) -> anyhow::Result<Exports> {
+    let list = names.iter().zip(disks).map(|(names, disk)| {
+        let source = Arc::clone(disk) as Arc<dyn ReadAt>;
+        let mut export = Export::new(names.name.clone(), source);
+        export.description.clone_from(&names.description);
+        export
+    });
     let mut exports = Exports::new(list.collect()).map_err(failed)?;
-    for (name, other, _) in names {
-        if let Some(other) = other {
-            exports.also_named(other, name);
+    for names in names {
+        if let Some(other) = &names.other {
+            exports.also_named(other, &names.name);
         }
     }
     Ok(exports)
@@ -310,143 +332,6 @@ fn wait(guarded: &Guarded<'_>, cancel: &Cancellation, mount: Option<&Mount>, is_
             }
             eprintln!("warning: somebody unmounted the folder; NBD goes on");
         }
-    }
-}
-
-/// The files of one disk, before they have a folder.
-struct Files {
-    name: String,
-    raw: Arc<dyn ReadAt>,
-    vhdx: Option<Arc<dyn ReadAt>>,
-    data_bytes: u64,
-    modified: SystemTime,
-}
-
-fn files_of(offer: Offer<'_>, disk: &Arc<CachedDisk>) -> Files {
-    let raw: Arc<dyn ReadAt> = Arc::clone(disk) as Arc<dyn ReadAt>;
-    let (vhdx, data_bytes) = match (offer.vhdx)(Arc::clone(&raw)) {
-        Ok(view) => {
-            let data_bytes = view.data_bytes();
-            let view: Arc<dyn ReadAt> = Arc::new(view);
-            (Some(view), data_bytes)
-        }
-        Err(error) => {
-            let below: &(dyn StdError + 'static) = error.as_ref();
-            let why = chain(below);
-            eprintln!("warning: {}: there is no .vhdx of it: {why}", offer.name);
-            (None, raw.size_bytes())
-        }
-    };
-    Files {
-        // What a file's name cannot hold; a `%` is written so that no two names become one.
-        name: offer.name.replace('%', "%25").replace('/', "%2F"),
-        raw,
-        vhdx,
-        data_bytes,
-        modified: offer.modified,
-    }
-}
-
-#[cfg(target_os = "linux")]
-struct Mount(serve::fuse::FuseMount);
-
-#[cfg(target_os = "linux")]
-impl Mount {
-    fn new(
-        dir: &Path,
-        all: Vec<Files>,
-        what: &ServeArgs,
-        watch: &Arc<dyn Watch>,
-        served: &mut [Served],
-    ) -> anyhow::Result<Self> {
-        use serve::fuse::{Access, FuseMount, FuseOptions, ServedFile};
-        let mut names = Vec::new();
-        let mut files = Vec::new();
-        for one in all {
-            let mut of_one = Vec::new();
-            let of_vhdx = one.vhdx.as_ref().map_or(0, |disk| disk.size_bytes());
-            let kinds = [
-                ("raw", Some(one.raw), one.data_bytes),
-                ("vhdx", one.vhdx, of_vhdx),
-            ];
-            for (ending, disk, allocated_bytes) in kinds {
-                let Some(disk) = disk else { continue };
-                let name = format!("{}.{ending}", one.name);
-                of_one.push(name.clone());
-                files.push(ServedFile {
-                    name,
-                    disk,
-                    allocated_bytes,
-                    modified: one.modified,
-                });
-            }
-            names.push(of_one);
-        }
-        let options = FuseOptions {
-            access: if what.allow_other {
-                Access::Everybody
-            } else {
-                Access::Owner
-            },
-        };
-        let mount =
-            FuseMount::mount(dir, files, options, Arc::clone(watch)).map_err(not_mounted)?;
-        for (one, names) in served.iter_mut().zip(names) {
-            one.files = names.iter().map(|name| mount.dir().join(name)).collect();
-        }
-        Ok(Self(mount))
-    }
-
-    fn dir(&self) -> &Path {
-        self.0.dir()
-    }
-
-    fn has_ended(&self) -> bool {
-        self.0.has_ended()
-    }
-
-    fn end(self) -> anyhow::Result<()> {
-        let dir = self.0.dir().display().to_string();
-        if self.0.unmount().map_err(failed)? == serve::fuse::Unmounted::WhileInUse {
-            eprintln!("warning: {dir} was still in use; whoever uses it gets errors from now on");
-        }
-        Ok(())
-    }
-}
-
-#[cfg(not(target_os = "linux"))]
-enum Mount {}
-
-#[cfg(not(target_os = "linux"))]
-impl Mount {
-    fn new(
-        dir: &Path,
-        all: Vec<Files>,
-        what: &ServeArgs,
-        watch: &Arc<dyn Watch>,
-        served: &mut [Served],
-    ) -> anyhow::Result<Self> {
-        let _ = (all, what, watch, served);
-        let what = format!(
-            "{}: folders are mounted on Linux only; use --nbd",
-            dir.display()
-        );
-        Err(failed(serve::Error::new(
-            serve::ErrorKind::Unsupported,
-            what,
-        )))
-    }
-
-    fn dir(&self) -> &Path {
-        match *self {}
-    }
-
-    fn has_ended(&self) -> bool {
-        match *self {}
-    }
-
-    fn end(self) -> anyhow::Result<()> {
-        match self {}
     }
 }
 
