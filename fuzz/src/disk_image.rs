@@ -8,7 +8,7 @@ use vdisk::chain::FileOpener;
 use vdisk::image::{ChainMode, FormatHint, OpenOptions};
 use vdisk::{Format, Image, map};
 
-const EXTENTS: usize = 2_000;
+const EXTENTS: usize = 400;
 const READ_BYTES: usize = 64 << 10;
 
 struct Files(Vec<Arc<dyn ReadAt>>);
