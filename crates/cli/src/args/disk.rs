@@ -97,6 +97,13 @@ pub struct BackupArgs {
     /// Record unreadable ranges and go on; the point is marked damaged
     #[arg(long)]
     pub tolerate_unreadable: bool,
+    /// Leave out what no file needs: free space of file systems, page files, swap. It comes back as zeros
+    ///
+    /// Only where that is certain: file systems that were shut down properly or whose journal can be followed, in
+    /// volumes whose place on the disk is known exactly. The report says for each volume what is left out, or why
+    /// nothing is; --dry-run says so without storing anything.
+    #[arg(long)]
+    pub skip_unneeded: bool,
     /// Worker threads; one per core when not given
     #[arg(long)]
     pub threads: Option<usize>,

@@ -2,18 +2,25 @@
 //!
 //! The JSON object has at least `version`, `root`, `bytes_logical`, `bytes_read`, `bytes_hashed`, `bytes_sent`,
 //! `bytes_stored` and `seconds`; `compared_everything_because` says why changed ranges were not used, and is null when they
-//! were or none were given.
+//! were or none were given. `unneeded` says for each volume what was left out or why it was kept; it is null without
+//! `--skip-unneeded`. With `--dry-run` the object is the plan, with `unneeded` in it.
+
+mod unneeded;
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::Context;
 use block::sync::Unreadable;
 use block::{ByteRange, ChangedRanges};
 use engine::Tracking;
-use engine::job::backup_disk::{BackupReport, BackupRequest, backup_disk, plan_backup_disk};
+use engine::job::backup_disk::{
+    BackupPlan, BackupReport, BackupRequest, backup_disk, plan_backup_disk,
+};
 use engine::job::{JobContext, NoJournal};
 use engine::profile::profile_of;
+use engine::unneeded::UnneededPlan;
 use repo::{PointSelector, ProtectedName, Repository, Which};
 use serde::Serialize;
 
@@ -45,8 +52,17 @@ struct Report {
     compared_everything_after_a_lie: bool,
     compared_everything_because: Option<String>,
     unreadable: Vec<(u64, u64)>,
+    bytes_left_out: u64,
+    unneeded: Option<UnneededPlan>,
     resumed: bool,
     seconds: f64,
+}
+
+#[derive(Serialize)]
+struct DryRun {
+    #[serde(flatten)]
+    plan: BackupPlan,
+    unneeded: Option<UnneededPlan>,
 }
 
 /// Runs the verb.
@@ -61,15 +77,20 @@ pub fn run(arguments: &BackupArgs, output: &Output) -> anyhow::Result<Exit> {
     if let Some(seed) = &arguments.seed {
         run_seed(&repository, &request, seed, arguments, output)?;
     }
-    let image = open_image(&arguments.image, &arguments.open)?;
+    let image = Arc::new(open_image(&arguments.image, &arguments.open)?);
     request.image = profile_of(&image.info());
+    let unneeded = match arguments.skip_unneeded {
+        true => Some(unneeded::leave_out(&mut request, &image, output)?),
+        false => None,
+    };
     if arguments.dry_run {
         let plan = plan_backup_disk(&repository, &request, &image)?;
-        output.report(&plan, |plan| format!("Would {plan}.\n"))?;
+        output.report(&DryRun { plan, unneeded }, dry_text)?;
         return Ok(Exit::Done);
     }
     let done = run_one(&repository, &request, &image, output)?;
-    let report = report(arguments, done, started);
+    let mut report = report(arguments, done, started);
+    report.unneeded = unneeded;
     let has_findings = !report.tracking_lies.is_empty() || !report.unreadable.is_empty();
     output.report(&report, text)?;
     Ok(if has_findings {
@@ -77,6 +98,11 @@ pub fn run(arguments: &BackupArgs, output: &Output) -> anyhow::Result<Exit> {
     } else {
         Exit::Done
     })
+}
+
+fn dry_text(dry: &DryRun) -> String {
+    let unneeded = dry.unneeded.as_ref().map_or(String::new(), unneeded::text);
+    format!("Would {}.\n{unneeded}", dry.plan)
 }
 
 /// Refuses a parent that is not there: whoever names one has changed ranges that mean nothing without it.
@@ -136,13 +162,16 @@ fn run_seed(
     arguments: &BackupArgs,
     output: &Output,
 ) -> anyhow::Result<()> {
-    let image = open_image(seed, &arguments.open)?;
-    let seeding = BackupRequest {
+    let image = Arc::new(open_image(seed, &arguments.open)?);
+    let mut seeding = BackupRequest {
         image: profile_of(&image.info()),
         tracking: None,
         tracking_since: None,
         ..request.clone()
     };
+    if arguments.skip_unneeded {
+        unneeded::leave_out(&mut seeding, &image, output)?;
+    }
     if arguments.dry_run {
         let plan = plan_backup_disk(repository, &seeding, &image)?;
         output.note(&format!(
@@ -287,6 +316,8 @@ fn report(arguments: &BackupArgs, done: BackupReport, started: Instant) -> Repor
         tracking_lies: done.lies,
         compared_everything_because: because,
         unreadable: done.unreadable,
+        bytes_left_out: done.left_out_bytes,
+        unneeded: None,
         resumed: done.resumed,
         seconds: started.elapsed().as_secs_f64(),
     }
@@ -307,6 +338,9 @@ fn text(report: &Report) -> String {
         seconds(report.seconds),
         report.root,
     );
+    if let Some(plan) = &report.unneeded {
+        text.push_str(&unneeded::text(plan));
+    }
     if report.resumed {
         text.push_str("  went on where an interrupted run had stopped\n");
     }

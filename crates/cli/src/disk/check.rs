@@ -42,11 +42,17 @@ pub fn run(
 
 fn text(report: &CheckDiskReport) -> String {
     if report.is_equal {
-        return format!(
-            "Equal to {}: {} compared.\n",
-            report.version,
-            bytes(report.disk_length_bytes)
-        );
+        let left_out = report.left_out_bytes;
+        let compared = report.disk_length_bytes.saturating_sub(left_out);
+        let mut text = format!("Equal to {}: {} compared", report.version, bytes(compared));
+        if left_out > 0 {
+            text.push_str(&format!(
+                "; {} were left out of the version on purpose and are not compared",
+                bytes(left_out)
+            ));
+        }
+        text.push_str(".\n");
+        return text;
     }
     let mut text = String::new();
     if report.disk_length_bytes != report.version_length_bytes {

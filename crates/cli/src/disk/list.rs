@@ -34,6 +34,7 @@ struct PointReport {
     root: String,
     bytes_logical: u64,
     bytes_stored: Option<u64>,
+    bytes_left_out: u64,
     state: &'static str,
     held: bool,
     forgotten: bool,
@@ -76,6 +77,12 @@ pub fn run(
                 .unwrap_or_default(),
             bytes_logical: point.disks.iter().map(|disk| disk.length_bytes).sum(),
             bytes_stored: point.counters.get("stored_bytes").copied(),
+            bytes_left_out: point
+                .disks
+                .iter()
+                .filter_map(|disk| disk.omissions.as_ref())
+                .flat_map(|omissions| &omissions.ranges)
+                .fold(0, |sum, range| sum.saturating_add(range.length_bytes)),
             state: match record.marks.health() {
                 PointHealth::Damaged => "damaged",
                 PointHealth::Verified => "verified",
@@ -110,6 +117,9 @@ fn text(report: &Report) -> String {
         }
         if point.forgotten {
             state.push("forgotten");
+        }
+        if point.bytes_left_out > 0 {
+            state.push("parts left out");
         }
         state.retain(|word| !word.is_empty());
         table.row(vec![

@@ -1,0 +1,84 @@
+//! `--skip-unneeded`: what is left out of an image, volume by volume.
+
+use std::sync::Arc;
+
+use engine::job::backup_disk::BackupRequest;
+use engine::job::{JobContext, NoJournal};
+use engine::unneeded::{UnneededPlan, UnneededVolume, plan_unneeded};
+
+use crate::output::{Output, bytes};
+use crate::progress::{Bars, cancellation};
+
+/// Most volumes that a version tells of.
+const MAX_RECORDED_VOLUMES: usize = 256;
+
+/// Looks at an image and makes a request leave out what it may; whatever another image had left out is forgotten.
+pub(super) fn leave_out(
+    request: &mut BackupRequest,
+    image: &Arc<vdisk::Image>,
+    output: &Output,
+) -> anyhow::Result<UnneededPlan> {
+    let bars = Bars::new(output);
+    let cancel = cancellation();
+    let context = JobContext {
+        progress: &bars,
+        cancel: &cancel,
+        journal: &NoJournal,
+    };
+    let disk: Arc<dyn block::ReadAt> = Arc::<vdisk::Image>::clone(image);
+    let planned = plan_unneeded(disk, context);
+    engine::Progress::end(&bars);
+    let planned = planned?;
+    request.left_out.clone_from(&planned.omissions);
+    let told: Vec<&UnneededVolume> = planned.volumes.iter().take(MAX_RECORDED_VOLUMES).collect();
+    let told = serde_json::to_value(told)?;
+    request.source.insert("left_out".to_owned(), told);
+    Ok(planned)
+}
+
+/// The lines of a report.
+pub(super) fn text(plan: &UnneededPlan) -> String {
+    let mut text = match (&plan.kept_because, plan.left_out_bytes) {
+        (Some(why), _) => format!("  nothing is left out: {why}\n"),
+        (None, 0) => "  nothing is left out\n".to_owned(),
+        (None, count) => format!("  {} left out, zeros when restored\n", bytes(count)),
+    };
+    if plan.kept_because.is_some() {
+        return text;
+    }
+    for volume in &plan.volumes {
+        text.push_str(&format!(
+            "    volume {} ({}, {}): {}\n",
+            volume.number,
+            volume.name,
+            volume.content,
+            what(volume)
+        ));
+    }
+    if plan.kept_in_small_ranges_bytes > 0 {
+        text.push_str(&format!(
+            "    {} more are kept, since they lie in very many small ranges\n",
+            bytes(plan.kept_in_small_ranges_bytes)
+        ));
+    }
+    text
+}
+
+fn what(volume: &UnneededVolume) -> String {
+    if let Some(why) = &volume.kept_because {
+        return format!("kept whole: {why}");
+    }
+    let word = if volume.content == "swap" {
+        "swap space"
+    } else {
+        "free space"
+    };
+    let mut parts = vec![format!("{} of {word}", bytes(volume.free_bytes))];
+    for file in &volume.files {
+        parts.push(match &file.kept_because {
+            Some(why) => format!("{} is kept: {why}", file.path),
+            None => format!("{} of {}", bytes(file.left_out_bytes), file.path),
+        });
+    }
+    parts.join(", ")
+}
