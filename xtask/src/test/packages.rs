@@ -18,6 +18,8 @@ const fn package(name: &'static str, probe: &'static [&'static str]) -> Package 
 }
 
 const PACKAGES: &[Package] = &[
+    package("acl", &["setfacl", "--version"]),
+    package("attr", &["setfattr", "--version"]),
     package("btrfs-progs", &["/usr/bin/btrfs", "version"]),
     package("bzip2", &["bzip2", "--help"]),
     package("dosfstools", &["mkfs.fat", "--help"]),
