@@ -207,6 +207,28 @@ fn logs_of_volumes_with_clusters_of_64_kib_are_replayed() {
     check_versions("-c 65536");
 }
 
+/// The log of a volume that Windows had open.
+#[test]
+fn a_volume_that_windows_left_in_use_is_read_as_ntfsrecover_leaves_it() {
+    let Some(corpora) = images::corpora() else {
+        return;
+    };
+    if !images::has_commands(&["python3", "ntfsrecover"]) {
+        return;
+    }
+    let folder = tempfile::tempdir().expect("a folder");
+    let text = format!(
+        "python3 -m zipfile -e '{}' .\ncp */partition.dd crashed\ncp crashed recovered\nntfsrecover recovered >&2",
+        corpora.join("ntfs/SampleTinyNtfsVolume.zip").display()
+    );
+    images::script(folder.path(), &text).unwrap_or_else(|error| panic!("{error}"));
+    let read = |name| std::fs::read(folder.path().join(name)).expect("the volume");
+    let (cleanliness, recovered) = tree(&read("recovered"));
+    assert_eq!(cleanliness, Cleanliness::Clean);
+    assert!(recovered.len() > 10, "{recovered:?}");
+    assert_replayed(&read("crashed"), &recovered);
+}
+
 /// One pair of volumes for the tests below, with the operations between them.
 struct Case {
     volumes: Volumes,

@@ -162,8 +162,8 @@ impl Writer {
             }
             self.at += part.len();
             rest = behind;
-            if !rest.is_empty() || PAGE - self.at % PAGE < HEAD || self.at % PAGE == 0 {
-                self.at -= usize::from(self.at % PAGE == 0);
+            if !rest.is_empty() || PAGE - self.at % PAGE < HEAD || self.at.is_multiple_of(PAGE) {
+                self.at -= usize::from(self.at.is_multiple_of(PAGE));
                 self.turn_page();
             }
         }
