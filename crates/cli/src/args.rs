@@ -2,6 +2,7 @@
 
 mod disk;
 mod inside;
+mod names;
 mod serve;
 
 use std::path::PathBuf;
@@ -9,15 +10,23 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub use disk::{BackupArgs, DiskVerb, RestoreArgs};
+pub use names::{DiffFilesArgs, FindArgs, HistoryArgs};
 pub use inside::{
     CatImageArgs, CatVersionArgs, ExtractArgs, ExtractImageArgs, ExtractVersionArgs,
     InspectImagesArgs, InspectVersionArgs, LsArgs, LsImageArgs, LsVersionArgs, VolumeKeysArgs,
 };
 pub use serve::{ServeArgs, ServeImageArgs, ServeVersionArgs};
 
+const RECOVER_HELP: &str = "Bring a deleted file back:
+  hikae disk extract NAME PATH --last-present --to DIR   from the newest version that has it
+  hikae disk find NAME report                            where is it? by a part of its name, in all versions
+  hikae disk history NAME PATH                           what became of it, version by version
+  hikae disk diff-files NAME@3 NAME@4                    what else was removed, added, changed
+(NAME is what `hikae disk list` shows; PATH is such as /srv/report.txt, or 2:/srv/report.txt on volume 2.)";
+
 /// Open protection of virtual machines.
 #[derive(Debug, Parser)]
-#[command(name = "hikae", version, about, long_about = None, propagate_version = true, max_term_width = 100)]
+#[command(name = "hikae", version, about, long_about = None, propagate_version = true, max_term_width = 100, after_help = RECOVER_HELP)]
 pub struct Arguments {
     /// Print one JSON object on standard output instead of text
     #[arg(long, global = true)]
@@ -55,7 +64,8 @@ pub enum Noun {
         #[command(subcommand)]
         verb: RepoVerb,
     },
-    /// Disks: back up, list, restore, check, compare versions
+    /// Disks: back up, list, restore, check, compare versions; find and bring back files of any version
+    #[command(after_help = RECOVER_HELP)]
     Disk {
         #[command(subcommand)]
         verb: DiskVerb,

@@ -4,13 +4,19 @@ mod backup;
 mod cat;
 mod check;
 mod diff;
+mod diff_files;
 mod extract;
+mod find;
 mod forget;
+mod history;
 mod inspect;
 mod list;
 mod ls;
 mod restore;
 mod serve;
+
+pub use find::scope_of;
+pub use history::ScopeKind;
 
 use crate::args::DiskVerb;
 use crate::exit::Exit;
@@ -36,9 +42,15 @@ pub fn run(verb: &DiskVerb, output: &Output) -> anyhow::Result<Exit> {
             selector,
             undo,
         } => forget::run(repo, selector, forget::Wish::of(*undo), output),
+        DiskVerb::Find(it) => find::run(it, output),
+        DiskVerb::History(it) => history::run(it, output),
+        DiskVerb::DiffFiles(it) => diff_files::run(it, output),
         DiskVerb::Inspect(it) => inspect::run(&it.repo, &it.keys, &it.selector, output),
         DiskVerb::Ls(it) => ls::run(&it.repo, &it.keys, &it.selector, &it.what, output),
-        DiskVerb::Extract(it) => extract::run(&it.repo, &it.keys, &it.selector, &it.what, output),
+        DiskVerb::Extract(it) => {
+            let choice = extract::VersionChoice::of(it.last_present);
+            extract::run(&it.repo, &it.keys, (&it.selector, choice), &it.what, output)
+        }
         DiskVerb::Serve(it) => serve::run(it, output),
         DiskVerb::Cat(it) => cat::run(&it.repo, &it.keys, &it.selector, &it.path, output),
     }

@@ -3,8 +3,10 @@
 pub mod cat;
 pub mod extract;
 pub mod inspect;
+pub mod lost;
 pub mod ls;
-mod when;
+pub mod when;
+pub mod words;
 
 use engine::inside::VersionInside;
 use engine::job::{JobContext, NoJournal};
@@ -18,14 +20,14 @@ use crate::progress::{Bars, cancellation};
 /// Opens a version, does something with it, and gives its lease back.
 pub fn with_version(
     repo: &RepoArgs,
+    keys: &VolumeKeysArgs,
     selector: &str,
     output: &Output,
-    keys: &VolumeKeysArgs,
     act: impl FnOnce(&VersionInside, JobContext<'_>) -> anyhow::Result<Exit>,
 ) -> anyhow::Result<Exit> {
+    let volume_keys = keys::volume_keys(keys)?;
     let repository = keys::open(repo)?;
     let bars = Bars::new(output);
-    let volume_keys = keys::volume_keys(keys)?;
     let cancel = cancellation();
     let context = JobContext {
         progress: &bars,

@@ -236,7 +236,10 @@ impl LocalFolder {
             .map_err(failed(&self.path))?;
         let mut writer = LocalFileWriter {
             aead: file_key(&self.key, &salt)?,
-            id: LocalFileId(hex(&crypto::derive_id("hikae v1 local file name", &[&salt]))),
+            id: LocalFileId(hex(&crypto::derive_id(
+                "hikae v1 local file name",
+                &[&salt],
+            ))),
             folder: self.path.clone(),
             file: BufWriter::with_capacity(256 << 10, temporary),
             at: 0,

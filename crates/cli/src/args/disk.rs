@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 
 use super::{
-    CatVersionArgs, ExtractVersionArgs, FormatArg, ImageOpenArgs, InspectVersionArgs,
+    CatVersionArgs, DiffFilesArgs, FindArgs, HistoryArgs, ExtractVersionArgs, FormatArg, ImageOpenArgs, InspectVersionArgs,
     LsVersionArgs, ParentArg, RepoArgs, ServeVersionArgs, SubformatArg, parse_parent, parse_share,
 };
 
@@ -64,6 +64,12 @@ pub enum DiskVerb {
     Cat(CatVersionArgs),
     /// Bring files and folders of a version back, into a folder
     Extract(ExtractVersionArgs),
+    /// Find files by name in all versions, deleted ones too, and how to bring them back
+    Find(FindArgs),
+    /// What became of a file: in which versions it is, changed, deleted
+    History(HistoryArgs),
+    /// Files added, removed, changed and moved between two versions
+    DiffFiles(DiffFilesArgs),
     /// Serve versions read-only to other programs, over NBD or as raw and VHDX files, until Ctrl-C
     Serve(ServeVersionArgs),
 }

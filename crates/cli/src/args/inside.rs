@@ -93,6 +93,9 @@ pub struct ExtractVersionArgs {
     pub repo: RepoArgs,
     /// NAME, NAME@VERSION
     pub selector: String,
+    /// For what was deleted: take the paths from the newest version that has them all
+    #[arg(long, visible_alias = "newest-with")]
+    pub last_present: bool,
     #[command(flatten)]
     pub what: ExtractArgs,
     #[command(flatten)]

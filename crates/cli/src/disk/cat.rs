@@ -3,6 +3,7 @@
 use crate::args::{RepoArgs, VolumeKeysArgs};
 use crate::exit::Exit;
 use crate::inside;
+use crate::inside::lost::{Purpose, explain};
 use crate::output::Output;
 
 /// Runs the verb.
@@ -13,7 +14,10 @@ pub fn run(
     path: &str,
     output: &Output,
 ) -> anyhow::Result<Exit> {
-    inside::with_version(repo, keys, selector, output, |version, context| {
+    let outcome = inside::with_version(repo, keys, selector, output, |version, context| {
         inside::cat::run(version.inside(), path, context.cancel)
-    })
+    });
+    let paths = [path.to_owned()];
+    let wanted = (Purpose::Print, &paths[..]);
+    outcome.map_err(|error| explain(error, repo, keys, selector, wanted, output))
 }

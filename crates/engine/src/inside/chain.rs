@@ -143,7 +143,10 @@ impl<'k> VersionChain<'k> {
         let mut disks = Vec::new();
         for disk in &point.disks {
             let reader = self.repository.open_version(disk, &self.session)?;
-            disks.push(Arc::new(RecordedDisk::new(reader, Arc::clone(&self.memory))));
+            disks.push(Arc::new(RecordedDisk::new(
+                reader,
+                Arc::clone(&self.memory),
+            )));
         }
         let sources: Vec<Arc<dyn ReadAt>> = disks
             .iter()

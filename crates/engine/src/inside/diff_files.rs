@@ -272,8 +272,10 @@ fn root_of(version: &OpenedVersion, volume: VolumeNumber) -> Result<Place> {
 fn pairs_of_volumes(sides: &Sides, report: &mut DiffFilesReport) -> Result<Vec<Pair>> {
     let mut pairs = Vec::new();
     let mut paired = Vec::new();
-    let opened = |version: &OpenedVersion, number, side: &str, report: &mut DiffFilesReport| {
-        match root_of(version, number) {
+    let opened =
+        |version: &OpenedVersion, number, side: &str, report: &mut DiffFilesReport| match root_of(
+            version, number,
+        ) {
             Ok(place) => Ok(Some(place)),
             Err(error) if ends_all(&error) => Err(error),
             Err(error) => {
@@ -283,8 +285,7 @@ fn pairs_of_volumes(sides: &Sides, report: &mut DiffFilesReport) -> Result<Vec<P
                     .push(format!("volume {number} of {side} is not compared: {why}"));
                 Ok(None)
             }
-        }
-    };
+        };
     let (older, newer) = (report.older.clone(), report.newer.clone());
     for (number, _) in sides.b.inside.readable() {
         let identity = VolumeIdentity::of(&sides.b.inside, number);
@@ -313,7 +314,8 @@ fn pairs_of_volumes(sides: &Sides, report: &mut DiffFilesReport) -> Result<Vec<P
     }
     for (number, _) in sides.a.inside.readable() {
         if !paired.contains(&number) {
-            let what = format!("volume {number} is only in {older}: all its files count as removed");
+            let what =
+                format!("volume {number} is only in {older}: all its files count as removed");
             report.notes.push(what);
             pairs.push((opened(&sides.a, number, &older, report)?, None));
         }
@@ -321,7 +323,10 @@ fn pairs_of_volumes(sides: &Sides, report: &mut DiffFilesReport) -> Result<Vec<P
     for (inside, side) in [(&sides.a.inside, &older), (&sides.b.inside, &newer)] {
         for (number, volume) in inside.volumes() {
             if let Err(obstacle) = &volume.reader {
-                let what = format!("volume {number} of {side} is not compared: {}", obstacle.why);
+                let what = format!(
+                    "volume {number} of {side} is not compared: {}",
+                    obstacle.why
+                );
                 report.damage.push(what);
             }
         }

@@ -285,10 +285,12 @@ impl OneName<'_> {
                 self.context.progress.begin(&step, None);
             }
             self.report.versions = self.report.versions.saturating_add(1);
-            let beside = (at.checked_sub(1).and_then(|at| points.get(at)), points.get(at + 1));
+            let beside = (
+                at.checked_sub(1).and_then(|at| points.get(at)),
+                points.get(at + 1),
+            );
             let beside: Vec<&RecoveryPoint> = [beside.0, beside.1].into_iter().flatten().collect();
-            let made =
-                index_version(&self.chain, point, &beside, &mut self.index, self.context);
+            let made = index_version(&self.chain, point, &beside, &mut self.index, self.context);
             let (record, built) = match made {
                 Ok(made) => made,
                 Err(error) if ends_all(&error) => return Err(error),
@@ -355,32 +357,38 @@ impl OneName<'_> {
             let limit = self.request.limit;
             let room = limit.saturating_sub(self.report.files.len());
             let is_only_volume = record.volumes.len() == 1 && record.skipped.is_empty();
-            enumerate(search, &mut self.index, volume, self.context.cancel, &mut |found| {
-                let key = (slot.clone(), found.path.to_vec());
-                // What is gone from the newest version is only known at the end.
-                let is_full = hits.len() >= room.max(1).saturating_mul(4).max(100_000);
-                if is_full && !hits.contains_key(&key) {
-                    *is_cut = true;
-                    return Ok(());
-                }
-                let hit = hits.entry(key).or_insert_with(|| Hit {
-                    runs: Vec::new(),
-                    volume: volume.number(),
-                    is_only_volume,
-                    file: found.file,
-                    kind: kind_of(found.kind),
-                });
-                hit.volume = volume.number();
-                hit.is_only_volume = is_only_volume;
-                hit.file = found.file;
-                hit.kind = kind_of(found.kind);
-                match hit.runs.last_mut() {
-                    Some((_, last)) if *last == at => {}
-                    Some((_, last)) if last.saturating_add(1) == at => *last = at,
-                    _ => hit.runs.push((at, at)),
-                }
-                Ok(())
-            })?;
+            enumerate(
+                search,
+                &mut self.index,
+                volume,
+                self.context.cancel,
+                &mut |found| {
+                    let key = (slot.clone(), found.path.to_vec());
+                    // What is gone from the newest version is only known at the end.
+                    let is_full = hits.len() >= room.max(1).saturating_mul(4).max(100_000);
+                    if is_full && !hits.contains_key(&key) {
+                        *is_cut = true;
+                        return Ok(());
+                    }
+                    let hit = hits.entry(key).or_insert_with(|| Hit {
+                        runs: Vec::new(),
+                        volume: volume.number(),
+                        is_only_volume,
+                        file: found.file,
+                        kind: kind_of(found.kind),
+                    });
+                    hit.volume = volume.number();
+                    hit.is_only_volume = is_only_volume;
+                    hit.file = found.file;
+                    hit.kind = kind_of(found.kind);
+                    match hit.runs.last_mut() {
+                        Some((_, last)) if *last == at => {}
+                        Some((_, last)) if last.saturating_add(1) == at => *last = at,
+                        _ => hit.runs.push((at, at)),
+                    }
+                    Ok(())
+                },
+            )?;
         }
         Ok(())
     }

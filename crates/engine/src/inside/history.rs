@@ -414,7 +414,9 @@ pub fn newest_with(
     context: JobContext<'_>,
 ) -> Result<Option<VersionStamp>> {
     let chain = VersionChain::open(repository, (name, scope), keys, context)?;
-    context.progress.begin("looking for the newest version", None);
+    context
+        .progress
+        .begin("looking for the newest version", None);
     let outcome = search(&chain, typed, context);
     context.progress.end();
     chain.finish(context);

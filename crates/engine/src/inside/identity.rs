@@ -60,13 +60,11 @@ impl VolumeIdentity {
                 return Some(*number);
             }
         }
-        let by_table = readable().find(|(_, volume)| {
-            self.volume_id.is_some() && volume.id == self.volume_id
-        });
+        let by_table =
+            readable().find(|(_, volume)| self.volume_id.is_some() && volume.id == self.volume_id);
         let by_name = || {
             readable().find(|(_, volume)| {
-                volume.name == self.name
-                    && (volume.id.is_none() || self.volume_id.is_none())
+                volume.name == self.name && (volume.id.is_none() || self.volume_id.is_none())
             })
         };
         by_table.or_else(by_name).map(|(number, _)| number)

@@ -118,9 +118,9 @@ impl RecordedDisk {
 
     fn note(&self, offset: u64, length_bytes: u64) -> block::Result<()> {
         let mut notes = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_known = notes
-            .last()
-            .is_some_and(|last| last.offset <= offset && offset.saturating_add(length_bytes) <= last.end());
+        let is_known = notes.last().is_some_and(|last| {
+            last.offset <= offset && offset.saturating_add(length_bytes) <= last.end()
+        });
         if is_known {
             return Ok(());
         }
@@ -128,9 +128,7 @@ impl RecordedDisk {
         let end = offset.saturating_add(length_bytes);
         notes.push(ByteRange {
             offset: start,
-            length_bytes: end
-                .saturating_sub(start)
-                .next_multiple_of(BLOCK_SIZE_BYTES),
+            length_bytes: end.saturating_sub(start).next_multiple_of(BLOCK_SIZE_BYTES),
         });
         if notes.len() >= NOTES_MAX {
             let merged = self.merged(&notes)?;
@@ -213,7 +211,10 @@ pub(super) fn are_equal_in(
     if a.length_bytes != b.length_bytes {
         return Ok(false);
     }
-    let (mut a, mut b) = (TreeReader::new(a, repository)?, TreeReader::new(b, repository)?);
+    let (mut a, mut b) = (
+        TreeReader::new(a, repository)?,
+        TreeReader::new(b, repository)?,
+    );
     for range in ranges.iter() {
         let mut at = range.offset;
         while at < range.end() {

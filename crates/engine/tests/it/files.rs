@@ -30,7 +30,11 @@ fn reopened(world: &World, cache: &tempfile::TempDir) -> Repository {
     Repository::open(store, &world.unlock, &options, &environment()).unwrap()
 }
 
-fn search(repository: &Repository, text: &str, change: impl FnOnce(&mut FindRequest)) -> FindReport {
+fn search(
+    repository: &Repository,
+    text: &str,
+    change: impl FnOnce(&mut FindRequest),
+) -> FindReport {
     let mut request = FindRequest {
         name: Some(name()),
         scope: ChainScope::All,
@@ -116,11 +120,21 @@ fn expect_model(repository: &Repository, trees: &[Tree], seed: u64) {
         expect_differences(repository, (number, number + 1), (&pair[0], &pair[1]), seed);
     }
     let last = trees.len() as u64;
-    expect_differences(repository, (1, last), (&trees[0], &trees[trees.len() - 1]), seed);
+    expect_differences(
+        repository,
+        (1, last),
+        (&trees[0], &trees[trees.len() - 1]),
+        seed,
+    );
 }
 
 #[track_caller]
-fn expect_differences(repository: &Repository, (a, b): (u64, u64), (old, new): (&Tree, &Tree), seed: u64) {
+fn expect_differences(
+    repository: &Repository,
+    (a, b): (u64, u64),
+    (old, new): (&Tree, &Tree),
+    seed: u64,
+) {
     let (mut added, mut removed, mut changed) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
     let mut visit = |file: ChangedFile| {
         match file.change {
@@ -147,7 +161,10 @@ fn expect_differences(repository: &Repository, (a, b): (u64, u64), (old, new): (
     .unwrap();
     assert_eq!(report.damage, Vec::<String>::new());
     let only = |one: &Tree, other: &Tree| -> BTreeSet<String> {
-        one.keys().filter(|path| !other.contains_key(*path)).cloned().collect()
+        one.keys()
+            .filter(|path| !other.contains_key(*path))
+            .cloned()
+            .collect()
     };
     assert_eq!(added, only(new, old), "seed {seed}: {a} to {b}");
     assert_eq!(removed, only(old, new), "seed {seed}: {a} to {b}");
@@ -178,7 +195,11 @@ fn random_chains_of_versions_are_told_as_a_naive_model_tells_them() {
         }
         expect_model(&reopened(&world, &cache), &trees, seed);
         // And all at once, without anything from before.
-        expect_model(&reopened(&world, &tempfile::tempdir().unwrap()), &trees, seed);
+        expect_model(
+            &reopened(&world, &tempfile::tempdir().unwrap()),
+            &trees,
+            seed,
+        );
     }
 }
 
@@ -222,9 +243,15 @@ fn what_did_not_change_is_neither_read_nor_listed_again() {
     world.back_up("vm", &guest.disk());
     let repository = reopened(&world, &cache);
     let more = search(&repository, "kept", |_| {});
-    assert!(more.folders_listed <= 3 && more.folders_known >= 38, "{more:?}");
+    assert!(
+        more.folders_listed <= 3 && more.folders_known >= 38,
+        "{more:?}"
+    );
     let report = followed(&repository, "/f3/kept.bin");
-    assert_eq!(report.cost.contents_read, 1, "the same blocks, the same bytes");
+    assert_eq!(
+        report.cost.contents_read, 1,
+        "the same blocks, the same bytes"
+    );
 
     // What was searched once is not read again, whatever is looked for; only sizes of new hits are looked up.
     let repository = reopened(&world, &cache);
@@ -304,19 +331,30 @@ fn a_deleted_file_is_found_in_the_newest_version_that_has_it() {
     assert_eq!(newest(&["/f1/Lost Report.txt"], ChainScope::All), Some(5));
     assert_eq!(newest(&["/f1/lost*", "/f1/Lost*"], ChainScope::All), None);
     assert_eq!(newest(&["/f1/Lost*"], ChainScope::UpTo(4)), Some(2));
-    assert_eq!(newest(&["/f1/Lost*", "/f2/later.txt"], ChainScope::All), Some(5));
+    assert_eq!(
+        newest(&["/f1/Lost*", "/f2/later.txt"], ChainScope::All),
+        Some(5)
+    );
     assert_eq!(newest(&["/f1/never"], ChainScope::All), None);
 
     let gone = search(&world.repository, "lost r", |request| {
         request.pattern.ignores_case = true;
         request.only_gone = true;
     });
-    assert_eq!(told(&gone), BTreeMap::from([("/f1/Lost Report.txt".to_owned(), vec![1, 2, 5])]));
+    assert_eq!(
+        told(&gone),
+        BTreeMap::from([("/f1/Lost Report.txt".to_owned(), vec![1, 2, 5])])
+    );
     assert!(search(&world.repository, "lost r", |_| {}).files.is_empty());
-    let exact = search(&world.repository, "later", |request| request.pattern.is_whole = true);
+    let exact = search(&world.repository, "later", |request| {
+        request.pattern.is_whole = true
+    });
     assert!(exact.files.is_empty());
     let by_path = search(&world.repository, "/f*/e*.txt", |_| {});
-    assert_eq!(told(&by_path), BTreeMap::from([("/f1/early.txt".to_owned(), (1..=6).collect())]));
+    assert_eq!(
+        told(&by_path),
+        BTreeMap::from([("/f1/early.txt".to_owned(), (1..=6).collect())])
+    );
     let cut = search(&world.repository, "f", |request| request.limit = 2);
     assert!(cut.is_cut && cut.files.len() == 2);
 }

@@ -11,6 +11,7 @@
 //! | [`bucket`] | the same repository over S3 |
 //! | [`stop`] | what is told to stop by Ctrl-C or SIGTERM leaves no lease and is simply run again |
 //! | [`inside`] | files of an image and of every version come out as they were put in |
+//! | [`names`] | files are found, followed and compared through versions |
 //! | [`read_only`] | a repository that cannot be written can be read |
 //! | [`words`] | what is typed outweighs the environment; nonsense ends as a problem |
 //!
@@ -23,6 +24,7 @@ mod disk;
 mod fence;
 mod inside;
 mod kill;
+mod names;
 mod read_only;
 mod reader;
 mod repair;

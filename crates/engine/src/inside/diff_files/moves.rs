@@ -34,10 +34,7 @@ pub(super) struct Held {
 /// Whether ids of this file system are worth holding a file back for.
 pub(super) fn tells_moves(kind: FileSystemKind) -> bool {
     use FileSystemKind as Kind;
-    !matches!(
-        kind,
-        Kind::Fat12 | Kind::Fat16 | Kind::Fat32 | Kind::ExFat
-    )
+    !matches!(kind, Kind::Fat12 | Kind::Fat16 | Kind::Fat32 | Kind::ExFat)
 }
 
 fn birth(lone: &Lone) -> Option<Birth> {

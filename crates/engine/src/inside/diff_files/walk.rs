@@ -118,7 +118,12 @@ impl<'a> Comparison<'a> {
     }
 
     /// Metadata of a file; damage is told.
-    fn metadata(&mut self, root: &Place, file: FileId, path: &[FileName]) -> Result<Option<Metadata>> {
+    fn metadata(
+        &mut self,
+        root: &Place,
+        file: FileId,
+        path: &[FileName],
+    ) -> Result<Option<Metadata>> {
         match root.file_system.metadata(file) {
             Ok(metadata) => Ok(Some(metadata)),
             Err(error) if is_local(error.kind()) => {
@@ -130,7 +135,12 @@ impl<'a> Comparison<'a> {
         }
     }
 
-    fn names(&mut self, root: Option<&Place>, file: Option<FileId>, path: &[FileName]) -> Result<Names> {
+    fn names(
+        &mut self,
+        root: Option<&Place>,
+        file: Option<FileId>,
+        path: &[FileName],
+    ) -> Result<Names> {
         let mut names = Vec::new();
         let (Some(root), Some(file)) = (root, file) else {
             let is_whole = true;
@@ -169,7 +179,10 @@ impl<'a> Comparison<'a> {
         let b = self.names(roots.b.as_ref(), folders.b, &folders.path)?;
         let both_whole = a.is_whole && b.is_whole;
         let before = roots.left.len();
-        let (mut left, mut right) = (a.names.into_iter().peekable(), b.names.into_iter().peekable());
+        let (mut left, mut right) = (
+            a.names.into_iter().peekable(),
+            b.names.into_iter().peekable(),
+        );
         loop {
             self.context.cancel.check()?;
             let order = match (left.peek(), right.peek()) {
@@ -204,7 +217,9 @@ impl<'a> Comparison<'a> {
         path: &[FileName],
     ) -> Result<()> {
         let side = |root: &Option<Place>, file: Option<FileId>| {
-            root.as_ref().zip(file).map(|(root, file)| at(root, file, path))
+            root.as_ref()
+                .zip(file)
+                .map(|(root, file)| at(root, file, path))
         };
         let (a, b) = (side(&roots.a, a), side(&roots.b, b));
         let known = |it: &mut Self, place: &Option<Place>| match place {
@@ -306,7 +321,8 @@ impl<'a> Comparison<'a> {
     fn settle(&mut self, roots: &Roots) -> Result<()> {
         let held = std::mem::take(&mut self.held);
         if held.is_full() {
-            let what = "too many files are on one side only: not all that were moved are told as moved";
+            let what =
+                "too many files are on one side only: not all that were moved are told as moved";
             self.report.notes.push(what.to_owned());
         }
         let (moved, removed, added) = held.settle();
@@ -316,7 +332,12 @@ impl<'a> Comparison<'a> {
             };
             let (from, to) = (at(a, old.file, &old.path), at(b, new.file, &new.path));
             let (old_side, new_side) = ((&from, &old.metadata), (&to, &new.metadata));
-            self.both(old_side, new_side, FileChange::MovedAndChanged, Some(&old.path))?;
+            self.both(
+                old_side,
+                new_side,
+                FileChange::MovedAndChanged,
+                Some(&old.path),
+            )?;
         }
         for (change, files, root) in [
             (FileChange::Removed, removed, &roots.a),
@@ -429,7 +450,10 @@ impl<'a> Comparison<'a> {
         }
         if old.obstacle.is_some() || new.obstacle.is_some() {
             let why = new.obstacle.as_ref().or(old.obstacle.as_ref());
-            let what = format!("its contents cannot be read: {}", why.map_or("", String::as_str));
+            let what = format!(
+                "its contents cannot be read: {}",
+                why.map_or("", String::as_str)
+            );
             return Err(Error::new(ErrorKind::Unsupported, what));
         }
         self.report.compared_by_reading = self.report.compared_by_reading.saturating_add(1);

@@ -104,14 +104,19 @@ pub(in crate::inside) fn index_version(
 }
 
 /// Whether volumes that could not be read still cannot: another program or a key may open them by now.
-fn is_current(chain: &VersionChain<'_>, point: &RecoveryPoint, record: &VersionRecord) -> Result<bool> {
+fn is_current(
+    chain: &VersionChain<'_>,
+    point: &RecoveryPoint,
+    record: &VersionRecord,
+) -> Result<bool> {
     if record.skipped.is_empty() {
         return Ok(true);
     }
     let version = chain.look_into(point)?;
-    Ok(record.skipped.iter().all(|(number, _)| {
-        version.inside.file_system(VolumeNumber(*number)).is_err()
-    }))
+    Ok(record
+        .skipped
+        .iter()
+        .all(|(number, _)| version.inside.file_system(VolumeNumber(*number)).is_err()))
 }
 
 fn looked_at(record: &VersionRecord) -> Result<Vec<ChangedRanges>> {

@@ -164,7 +164,12 @@ impl Segments {
             let rows = reader.frame(number)?;
             for row in rows.as_chunks::<DIRECTORY_ROW_BYTES>().0 {
                 let (id, spot) = row.split_at(16);
-                let mut numbers = spot.as_chunks::<4>().0.iter().copied().map(u32::from_le_bytes);
+                let mut numbers = spot
+                    .as_chunks::<4>()
+                    .0
+                    .iter()
+                    .copied()
+                    .map(u32::from_le_bytes);
                 let mut next = || numbers.next().unwrap_or(0);
                 let spot = Spot {
                     segment,
@@ -299,8 +304,8 @@ impl Segments {
             if tree == ObjectId::UNREAD || writer.has(tree) {
                 continue;
             }
-            let (listing, children) = decode_tree(&self.object(tree)?)
-                .ok_or_else(|| damaged("a malformed tree"))?;
+            let (listing, children) =
+                decode_tree(&self.object(tree)?).ok_or_else(|| damaged("a malformed tree"))?;
             if listings.insert(listing) {
                 let bytes = self.object(listing)?;
                 writer.put(listing, &bytes)?;

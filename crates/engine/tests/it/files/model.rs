@@ -69,7 +69,10 @@ impl Guest {
     pub fn new(seed: u64) -> Self {
         let place = tempfile::tempdir().unwrap();
         let volume = place.path().join("volume");
-        fs::File::create(&volume).unwrap().set_len(VOLUME_BYTES).unwrap();
+        fs::File::create(&volume)
+            .unwrap()
+            .set_len(VOLUME_BYTES)
+            .unwrap();
         let made = Command::new("mke2fs")
             .args(["-q", "-t", "ext4", "-b", "4096", "-N", "4096"])
             .arg(&volume)
@@ -120,7 +123,10 @@ impl Guest {
             .unwrap();
         let said = String::from_utf8_lossy(&output.stderr);
         let complaints: Vec<_> = said.lines().skip(1).collect();
-        assert!(output.status.success() && complaints.is_empty(), "{output:?}");
+        assert!(
+            output.status.success() && complaints.is_empty(),
+            "{output:?}"
+        );
     }
 
     fn write_commands(&mut self, path: &str, bytes: Vec<u8>, number: usize) -> Vec<String> {
@@ -166,7 +172,12 @@ impl Guest {
         let mut commands = Vec::new();
         for number in 0..count {
             let folders: Vec<String> = std::iter::once(String::new())
-                .chain(self.tree.iter().filter(|(_, it)| it.is_none()).map(|(path, _)| path.clone()))
+                .chain(
+                    self.tree
+                        .iter()
+                        .filter(|(_, it)| it.is_none())
+                        .map(|(path, _)| path.clone()),
+                )
                 .collect();
             let files: Vec<String> = self
                 .tree
