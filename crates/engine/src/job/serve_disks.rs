@@ -82,7 +82,8 @@ impl ServedDisk {
             .unwrap_or_else(|_| vdisk::image::ImageProfile::of(Format::Raw));
         let root = *self.root.as_bytes();
         let derived = move |number: u8| {
-            let mut hasher = blake3::Hasher::new_derive_key("hikae 2026 identities of a served VHDX");
+            let mut hasher =
+                blake3::Hasher::new_derive_key("hikae 2026 identities of a served VHDX");
             hasher.update(&root).update(&[number]);
             let mut id = [0; 16];
             hasher.finalize_xof().fill(&mut id);
