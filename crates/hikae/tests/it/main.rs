@@ -12,6 +12,7 @@
 //! | [`stop`] | what is told to stop by Ctrl-C or SIGTERM leaves no lease and is simply run again |
 //! | [`inside`] | files of an image and of every version come out as they were put in |
 //! | [`names`] | files are found, followed and compared through versions |
+//! | [`serve`] | other programs read versions and images, over NBD and as files |
 //! | [`read_only`] | a repository that cannot be written can be read |
 //! | [`words`] | what is typed outweighs the environment; nonsense ends as a problem |
 //!
@@ -29,6 +30,7 @@ mod read_only;
 mod reader;
 mod repair;
 mod round_trip;
+mod serve;
 mod site;
 mod stop;
 mod words;
