@@ -22,6 +22,7 @@ const PACKAGES: &[Package] = &[
     package("attr", &["setfattr", "--version"]),
     package("btrfs-progs", &["/usr/bin/btrfs", "version"]),
     package("bzip2", &["bzip2", "--help"]),
+    package("dislocker", &["sh", "-c", "command -v dislocker-file"]),
     package("dosfstools", &["mkfs.fat", "--help"]),
     package("e2fsprogs", &["mke2fs", "-V"]),
     package("exfat-fuse", &["mount.exfat-fuse", "-V"]),

@@ -100,8 +100,11 @@ pub(super) fn open(volume: Source, keys: &[UnlockKey]) -> Result<OpenedVolume> {
     };
     let header = header.map_err(|error| error.within("the LUKS header"))?;
     let place = format!("LUKS{}", header.version);
+    // What cannot be read with any key is not worth deriving one.
+    let size_bytes = data_bytes(&*volume, &header.segment).map_err(|error| error.within(&place))?;
     let (key, slot) = unlock(&*volume, &header, keys).map_err(|error| error.within(&place))?;
-    let reader = reader(volume, &header.segment, &key).map_err(|error| error.within(&place))?;
+    let reader =
+        reader(volume, &header.segment, size_bytes, &key).map_err(|error| error.within(&place))?;
     Ok(OpenedVolume {
         reader,
         opened_by: format!("key slot {slot}"),
@@ -193,15 +196,19 @@ fn try_slot(
     Ok(field::sum_holds(&*digest, &proof.digest).then_some(key))
 }
 
-/// The data of a volume, in the clear.
-fn reader(volume: Source, segment: &Segment, key: &[u8]) -> Result<Source> {
+/// How much data a volume has.
+fn data_bytes(volume: &dyn block::ReadAt, segment: &Segment) -> Result<u64> {
     check_sector(segment.sector_bytes)?;
     let left = volume
         .size_bytes()
         .checked_sub(segment.offset)
         .filter(|left| *left > 0)
         .ok_or_else(|| Error::corrupt("its data lies behind the end of the volume"))?;
-    let size_bytes = segment.size_bytes.unwrap_or(left).min(left);
+    Ok(segment.size_bytes.unwrap_or(left).min(left))
+}
+
+/// The data of a volume, in the clear.
+fn reader(volume: Source, segment: &Segment, size_bytes: u64, key: &[u8]) -> Result<Source> {
     let sectors = LuksSectors {
         volume,
         offset: segment.offset,

@@ -3,6 +3,7 @@
 mod btrfs;
 mod conformance;
 mod corpus;
+mod encrypted;
 mod ext;
 mod fat;
 mod images;

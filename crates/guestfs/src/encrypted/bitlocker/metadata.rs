@@ -120,7 +120,7 @@ impl Information {
 }
 
 /// Reads the first sound copy, and says what is wrong with the others. Two copies that are equal outweigh a checksum
-/// that fits neither: such volumes are met, and their signature holds.
+/// that fits neither: such volumes are met, and the keys in it prove themselves.
 pub(super) fn read(volume: &dyn ReadAt, boot: &Boot) -> Result<(Information, Vec<String>)> {
     let mut findings = Vec::new();
     let mut first_error = None;
