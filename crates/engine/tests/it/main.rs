@@ -8,6 +8,7 @@ mod cost;
 mod files;
 mod healing;
 mod interrupted;
+mod left_out;
 mod quickstart;
 mod restore;
 mod support;
