@@ -13,6 +13,7 @@
 //! | [`inside`] | files of an image and of every version come out as they were put in |
 //! | [`names`] | files are found, followed and compared through versions |
 //! | [`serve`] | other programs read versions and images, over NBD and as files |
+//! | [`unneeded`] | what `--skip-unneeded` leaves out harms no file system and no file |
 //! | [`read_only`] | a repository that cannot be written can be read |
 //! | [`words`] | what is typed outweighs the environment; nonsense ends as a problem |
 //!
@@ -33,4 +34,5 @@ mod round_trip;
 mod serve;
 mod site;
 mod stop;
+mod unneeded;
 mod words;
