@@ -34,8 +34,8 @@ use super::superblock::Superblock;
 use super::tree::{Forest, Key, Overlay, Root, Tree, kind};
 use crate::{Error, ErrorKind, Result, field};
 
-/// Nodes of a log: it never holds more than what was synced since the last commit, usually within 30 seconds.
-pub(super) const MAX_NODES: usize = 4096;
+/// A log holds what was synced since the last commit, usually within 30 seconds; its items are kept in memory.
+const MAX_BYTES: u64 = 32 << 20;
 const LOG_OBJECT: u64 = 6_u64.wrapping_neg();
 
 /// What a replay gave.
@@ -62,10 +62,11 @@ pub(super) fn replay(
         generation: superblock.generation.wrapping_add(1),
     };
     let node_bytes = u64::from(superblock.node_bytes);
-    let mut budget = MAX_NODES;
+    let budget = MAX_BYTES.checked_div(node_bytes).unwrap_or(0);
+    let mut budget = usize::try_from(budget).unwrap_or(0);
     let mut used = Vec::new();
     let mut add_nodes = |root: Root| -> Result<()> {
-        let places = forest.node_places(root)?;
+        let places = forest.node_places(root, budget)?;
         budget = (budget.checked_sub(places.len()))
             .ok_or_else(|| Error::new(ErrorKind::Limit, "a log of too many nodes"))?;
         used.extend(places.iter().map(|at| *at..at.saturating_add(node_bytes)));

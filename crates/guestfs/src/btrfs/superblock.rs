@@ -99,7 +99,15 @@ impl Superblock {
             if field::slice(&bytes, 64, 8)? != MAGIC || field::u64_le(&bytes, 48)? != place {
                 continue;
             }
-            match Self::parse(&bytes) {
+            // Only a superblock that is proved can say that it needs what is not done.
+            let checksum = match proved(&bytes) {
+                Ok(checksum) => checksum,
+                Err(error) => {
+                    trouble.get_or_insert(error.within(format!("superblock at {place}")));
+                    continue;
+                }
+            };
+            match Self::parse(&bytes, checksum) {
                 Ok(found) if place == PLACES[0] => return Ok(Some(found)),
                 Ok(found) => {
                     if (best.as_ref()).is_none_or(|best| best.generation < found.generation) {
@@ -119,12 +127,7 @@ impl Superblock {
         }
     }
 
-    fn parse(bytes: &[u8]) -> Result<Self> {
-        let checksum = ChecksumKind::of(field::u16_le(bytes, 196)?)?;
-        let summed = field::slice(bytes, 32, SUPERBLOCK_BYTES.saturating_sub(32))?;
-        if !checksum.proves(summed, bytes) {
-            return Err(Error::corrupt("its checksum is wrong"));
-        }
+    fn parse(bytes: &[u8], checksum: ChecksumKind) -> Result<Self> {
         check_features(field::u64_le(bytes, 188)?, field::u64_le(bytes, 56)?)?;
         let (sector_bytes, node_bytes) = (field::u32_le(bytes, 144)?, field::u32_le(bytes, 148)?);
         let is_size = |size: u32| size.is_power_of_two() && (512..=65_536).contains(&size);
@@ -169,6 +172,16 @@ impl Superblock {
             system_chunks: field::slice(bytes, 811, system_bytes)?.to_vec(),
         })
     }
+}
+
+/// The kind of checksum that proves a superblock.
+fn proved(bytes: &[u8]) -> Result<ChecksumKind> {
+    let checksum = ChecksumKind::of(field::u16_le(bytes, 196)?)?;
+    let summed = field::slice(bytes, 32, SUPERBLOCK_BYTES.saturating_sub(32))?;
+    if !checksum.proves(summed, bytes) {
+        return Err(Error::corrupt("its checksum is wrong"));
+    }
+    Ok(checksum)
 }
 
 fn check_features(features: u64, flags: u64) -> Result<()> {

@@ -493,8 +493,8 @@ impl Forest {
         Ok(found)
     }
 
-    /// The places of all nodes of a tree.
-    pub(super) fn node_places(&self, root: Root) -> Result<Vec<u64>> {
+    /// The places of all nodes of a tree that has at most so many.
+    pub(super) fn node_places(&self, root: Root, most: usize) -> Result<Vec<u64>> {
         let mut waiting = vec![Expected {
             place: root.place,
             level: root.level,
@@ -504,7 +504,7 @@ impl Forest {
         let mut places = Vec::new();
         while let Some(wanted) = waiting.pop() {
             places.push(wanted.place);
-            if places.len() > super::log::MAX_NODES {
+            if places.len() > most {
                 return Err(Error::new(
                     crate::ErrorKind::Limit,
                     "a log of more nodes than are kept in memory",
