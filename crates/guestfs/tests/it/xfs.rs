@@ -5,6 +5,7 @@ mod given;
 mod linux;
 mod made;
 mod replay;
+mod version_4;
 
 use std::sync::Arc;
 
