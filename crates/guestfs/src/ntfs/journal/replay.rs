@@ -38,6 +38,13 @@ enum Direction {
     Undo,
 }
 
+/// Whether a change keeps some of the block that it is for, or writes it as a whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Extent {
+    Part,
+    Whole,
+}
+
 /// Pieces of the volume that lie one behind the other in a stream: offset and length.
 type Pieces = Vec<(u64, u64)>;
 
@@ -207,10 +214,15 @@ impl<'a> Replay<'a> {
             action.block_offset,
         )?;
         let number = offset.checked_div(size).unwrap_or(0);
-        let is_new = change.operation == Operation::InitializeFileRecord
+        let is_whole = change.operation == Operation::InitializeFileRecord
             && change.record_offset == 0
             && change.data.starts_with(FILE);
-        let Some(mut block) = self.open(&pieces, FILE, is_new)? else {
+        let extent = if is_whole {
+            Extent::Whole
+        } else {
+            Extent::Part
+        };
+        let Some(mut block) = self.open(&pieces, FILE, extent)? else {
             return Err(Error::corrupt(format!(
                 "file record {number} is torn, and not written as a whole"
             )));
@@ -239,9 +251,14 @@ impl<'a> Replay<'a> {
         let Some(pieces) = self.whole(action, open, size, direction)? else {
             return Ok(());
         };
-        let is_new = change.operation == Operation::UpdateNonresidentValue
+        let is_whole = change.operation == Operation::UpdateNonresidentValue
             && plus(change.record_offset, change.attribute_offset)? == 0
             && change.data.starts_with(INDEX);
+        let extent = if is_whole {
+            Extent::Whole
+        } else {
+            Extent::Part
+        };
         let place = || {
             format!(
                 "index block at cluster {} of file record {}",
@@ -249,7 +266,7 @@ impl<'a> Replay<'a> {
                 open.reference & NUMBER_MASK
             )
         };
-        let Some(mut block) = self.open(&pieces, INDEX, is_new)? else {
+        let Some(mut block) = self.open(&pieces, INDEX, extent)? else {
             if direction == Direction::Undo && change.operation.subject() == Subject::Value {
                 // What the block was before it was one.
                 return self.put_value(action, open, change, direction);
@@ -277,12 +294,12 @@ impl<'a> Replay<'a> {
     }
 
     /// A block as it is; a zeroed one when it is unreadable and about to be written as a whole.
-    fn open(&mut self, pieces: &Pieces, magic: &[u8; 4], is_new: bool) -> Result<Option<Block>> {
+    fn open(&mut self, pieces: &Pieces, magic: &[u8; 4], extent: Extent) -> Result<Option<Block>> {
         let bytes = self.read(pieces)?;
         let size = bytes.len();
         match Block::open(bytes, magic) {
             Ok(block) => Ok(Some(block)),
-            Err(_) if is_new => Ok(Some(Block::zeroed(size))),
+            Err(_) if extent == Extent::Whole => Ok(Some(Block::zeroed(size))),
             Err(_) => Ok(None),
         }
     }
