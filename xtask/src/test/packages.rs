@@ -43,6 +43,7 @@ const PACKAGES: &[Package] = &[
         ],
     ),
     package("libnbd-bin", &["nbdcopy", "--version"]),
+    package("lvm2", &["/bin/sh", "-c", "command -v /sbin/vgcreate"]),
     package("mount", &["/sbin/losetup", "--version"]),
     package("mtools", &["mtools", "--version"]),
     package(
