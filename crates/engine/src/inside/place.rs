@@ -136,17 +136,17 @@ impl InsideDisks {
         if let [only] = readable.as_slice() {
             return Ok((Some(*only), path));
         }
+        // One that a key would open says more than a list, or than that there is none.
+        let locked = self
+            .volumes()
+            .find(|(_, volume)| matches!(volume.lock, Some(Lock::Closed(_))));
+        if let (true, Some((number, _))) = (readable.is_empty(), locked) {
+            return Ok((Some(number), path));
+        }
         if components(path, Separators::Windows).is_ok_and(|names| names.is_empty()) {
             return Ok((None, path));
         }
         let Some(first) = readable.first() else {
-            // One that a key would open says more than that there is none.
-            let locked = self
-                .volumes()
-                .find(|(_, volume)| matches!(volume.lock, Some(Lock::Closed(_))));
-            if let Some((number, _)) = locked {
-                return Ok((Some(number), path));
-            }
             let what = "no file system that can be read was found; `inspect` shows what is there";
             return Err(Error::new(ErrorKind::NotFound, what));
         };
