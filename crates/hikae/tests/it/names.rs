@@ -312,7 +312,7 @@ fn files_are_found_by_name_and_a_second_search_reads_nothing() {
 }
 
 #[test]
-fn a_file_is_followed_and_versions_are_compared() {
+fn a_file_is_followed_through_versions() {
     if !have_tools() {
         return;
     }
@@ -360,6 +360,17 @@ fn a_file_is_followed_and_versions_are_compared() {
         "{text}"
     );
     repository.disk("history", &["vm", "/srv"]).expect(1);
+}
+
+#[test]
+fn versions_are_compared_file_by_file() {
+    if !have_tools() {
+        return;
+    }
+    let site = Site::new();
+    let repository = site.init("repo");
+    let guest = Guest::new(&site);
+    four_versions(&guest, &repository);
 
     let compared = repository
         .disk("diff-files", &["vm@1", "vm@4"])

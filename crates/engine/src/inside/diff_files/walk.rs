@@ -10,7 +10,7 @@ use guestfs::{FileId, FileName};
 use super::moves::{Held, Lone, tells_moves};
 use super::{ChangedFile, DiffFilesReport, Doubt, FileChange, Sides};
 use crate::inside::Place;
-use crate::inside::chain::{OpenedVersion, ends_all};
+use crate::inside::chain::ends_all;
 use crate::inside::contents::content_places;
 use crate::inside::list::is_local;
 use crate::inside::place::display_path;
@@ -457,7 +457,7 @@ impl<'a> Comparison<'a> {
             return Err(Error::new(ErrorKind::Unsupported, what));
         }
         self.report.compared_by_reading = self.report.compared_by_reading.saturating_add(1);
-        reads_equal((&sides.a, a), (&sides.b, b), self.context)
+        reads_equal(a, b, self.context)
     }
 }
 
@@ -472,11 +472,7 @@ fn has_equal_metadata(old: &Metadata, new: &Metadata) -> bool {
 }
 
 /// Reads two files of one length up to the first difference.
-fn reads_equal(
-    (_, a): (&OpenedVersion, &Place),
-    (_, b): (&OpenedVersion, &Place),
-    context: JobContext<'_>,
-) -> Result<bool> {
+fn reads_equal(a: &Place, b: &Place, context: JobContext<'_>) -> Result<bool> {
     let (one, other) = (
         a.file_system.open(a.file, None)?,
         b.file_system.open(b.file, None)?,
