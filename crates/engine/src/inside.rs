@@ -22,6 +22,7 @@ mod inspect;
 mod list;
 mod names;
 mod place;
+mod read_ahead;
 mod recorded;
 mod select;
 mod system;
@@ -52,6 +53,8 @@ pub use place::{LastLink, Place, Separators};
 pub use system::SystemReport;
 pub use version::VersionInside;
 
+pub(crate) use read_ahead::{Loaded, ReadAhead};
+
 use crate::{Error, ErrorKind, Result};
 
 /// Which volume, as [`InspectReport`] numbers them: from one.
@@ -67,7 +70,13 @@ impl std::fmt::Display for VolumeNumber {
 /// The disks of one machine, looked into together.
 pub struct InsideDisks {
     layout: DiskLayout,
-    opened: Mutex<HashMap<VolumeNumber, Arc<dyn FileSystem>>>,
+    opened: Mutex<HashMap<VolumeNumber, OpenedVolume>>,
+}
+
+/// A file system, and what it reads.
+struct OpenedVolume {
+    file_system: Arc<dyn FileSystem>,
+    ahead: Arc<ReadAhead>,
 }
 
 impl InsideDisks {
@@ -130,7 +139,7 @@ impl InsideDisks {
         let volume = self.volume(number)?;
         let opened = || self.opened.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(found) = opened().get(&number) {
-            return Ok(Arc::clone(found));
+            return Ok(Arc::clone(&found.file_system));
         }
         let place = format!("volume {number} ({})", volume.name);
         let source = match &volume.reader {
@@ -157,9 +166,18 @@ impl InsideDisks {
             let what = format!("{place} holds {}: no files", volume.content.kind.name());
             return Err(Error::new(ErrorKind::Unsupported, what));
         };
+        let ahead = Arc::new(ReadAhead::new(source));
+        let source = Arc::clone(&ahead) as Arc<dyn ReadAt>;
         let found = open_file_system(kind, source).map_err(|error| error.within(place))?;
-        opened().insert(number, Arc::clone(&found));
+        let file_system = Arc::clone(&found);
+        opened().insert(number, OpenedVolume { file_system, ahead });
         Ok(found)
+    }
+
+    /// What the opened file system of a volume reads, so that parts of it can be read beforehand.
+    pub(crate) fn read_ahead(&self, number: VolumeNumber) -> Option<Arc<ReadAhead>> {
+        let opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
+        opened.get(&number).map(|found| Arc::clone(&found.ahead))
     }
 }
 

@@ -179,9 +179,11 @@ pub fn extract_files(
     let places = inside.select(&request.paths)?;
     context.progress.begin("extracting", None);
     let outcome = match target {
-        ExtractTarget::Folder(target) => into_folder::extract(&places, &target, request, context),
+        ExtractTarget::Folder(target) => {
+            into_folder::extract(inside, &places, &target, request, context)
+        }
         ExtractTarget::Archive(kind, output) => {
-            into_archive::extract(&places, kind, output, request, context)
+            into_archive::extract(inside, &places, kind, output, request, context)
         }
     };
     context.progress.end();

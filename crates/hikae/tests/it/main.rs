@@ -10,6 +10,7 @@
 //! | [`reader`] | `tools/read_repository.py` reads the same bytes without Hikae |
 //! | [`bucket`] | the same repository over S3 |
 //! | [`stop`] | what is told to stop by Ctrl-C or SIGTERM leaves no lease and is simply run again |
+//! | [`extract`] | folders, tar and zip hold what was put in, as other programs see it, also after a kill |
 //! | [`inside`] | files of an image and of every version come out as they were put in |
 //! | [`names`] | files are found, followed and compared through versions |
 //! | [`serve`] | other programs read versions and images, over NBD and as files |
@@ -23,6 +24,7 @@ mod btrfs;
 mod bucket;
 mod crash;
 mod disk;
+mod extract;
 mod fence;
 mod inside;
 mod kill;

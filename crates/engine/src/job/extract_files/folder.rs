@@ -23,8 +23,19 @@ const WALK: OFlags = OFlags::RDONLY
 pub(super) enum Access {
     /// By its maker only.
     Private,
+    /// As its own mode says.
+    Rights(u16),
     /// As the surroundings of the process say (umask).
     Usual,
+}
+
+/// Whether a folder can hold what somebody else put there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Age {
+    /// It was made just now.
+    New,
+    /// It was there.
+    Older,
 }
 
 /// What a failure of the host means for the job: some belong to one file.
@@ -71,16 +82,22 @@ impl Folder {
 
     /// A folder in it, made when it is not there.
     pub(super) fn enter(&self, name: &OsStr, access: Access) -> Result<Self> {
-        let what = || format!("entering {}", named(name));
+        self.enter_or_make(name, access).map(|(folder, _)| folder)
+    }
+
+    /// The same, and whether it was made.
+    pub(super) fn enter_or_make(&self, name: &OsStr, access: Access) -> Result<(Self, Age)> {
         let mode = match access {
-            Access::Private => 0o700,
+            // Its own mode might keep its maker out of it.
+            Access::Private | Access::Rights(_) => 0o700,
             Access::Usual => 0o777,
         };
-        match rustix::fs::mkdirat(&self.0, name, Mode::from_raw_mode(mode)) {
-            Ok(()) | Err(Errno::EXIST) => {}
-            Err(error) => return Err(host_error(what(), error)),
-        }
-        self.open(name)
+        let age = match rustix::fs::mkdirat(&self.0, name, Mode::from_raw_mode(mode)) {
+            Ok(()) => Age::New,
+            Err(Errno::EXIST) => Age::Older,
+            Err(error) => return Err(host_error(format!("entering {}", named(name)), error)),
+        };
+        Ok((self.open(name)?, age))
     }
 
     /// A folder in it that is there.
@@ -150,6 +167,7 @@ impl Folder {
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
         let mode = match access {
             Access::Private => 0o600,
+            Access::Rights(mode) => u32::from(mode & 0o777),
             Access::Usual => 0o666,
         };
         let create = || rustix::fs::openat(&self.0, name, flags, Mode::from_raw_mode(mode));

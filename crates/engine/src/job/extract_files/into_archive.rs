@@ -37,9 +37,9 @@ use super::manifest::{ContentHash, ManifestWriter};
 use super::note::Beside;
 use super::queue::{Queue, Ready, with_queue};
 use super::trail::{NameRule, Trail};
-use super::walk::{Found, Role, Visitor, is_of_file, walk};
+use super::walk::{Found, Role, Visitor, is_of_file, places, walk};
 use super::{ArchiveKind, ArchiveOutput, ExtractReport, ExtractRequest, SIDE_FILE};
-use crate::inside::Place;
+use crate::inside::{InsideDisks, Place, ReadAhead};
 use crate::job::JobContext;
 use crate::transfer::explained;
 use crate::{Error, ErrorKind, Result};
@@ -88,7 +88,9 @@ enum Step<'env> {
 struct IntoArchive<'env> {
     shared: &'env Shared<'env>,
     queue: Queue<'env, Step<'env>, Answer>,
+    inside: &'env InsideDisks,
     fs: Option<&'env dyn FileSystem>,
+    ahead: Option<Arc<ReadAhead>>,
     volume: usize,
     trail: Trail,
     links: LinkTable,
@@ -114,6 +116,7 @@ fn spool_failed(error: std::io::Error) -> Error {
 
 /// Extracts into an archive.
 pub(super) fn extract(
+    inside: &InsideDisks,
     places: &[Place],
     kind: ArchiveKind,
     output: ArchiveOutput,
@@ -141,7 +144,9 @@ pub(super) fn extract(
         let mut visitor = IntoArchive {
             shared: &shared,
             queue,
+            inside,
             fs: None,
+            ahead: None,
             volume: 0,
             trail: Trail::new(rule),
             links: LinkTable::default(),
@@ -385,8 +390,13 @@ impl<'env> IntoArchive<'env> {
         self.make_room()?;
         let items = std::mem::take(items);
         let (fs, volume, shared) = (self.fs()?, self.volume, self.shared);
-        self.queue
-            .push_task(move || Answer::Packed(shared.group(fs, volume, &items)))
+        let ahead = self.ahead.clone();
+        self.queue.push_task(move || {
+            let founds = items.iter().map(|item| &item.named.found);
+            let ahead = ahead.as_deref().filter(|_| items.len() > 1);
+            let _loaded = ahead.map(|ahead| ahead.load(places(fs, founds)));
+            Answer::Packed(shared.group(fs, volume, &items))
+        })
     }
 
     /// Hands the pieces of a large file, or of a large stream of one, to workers.
@@ -644,6 +654,7 @@ impl<'env> Visitor<'env> for IntoArchive<'env> {
     fn begin(&mut self, place: &'env Place, below: Option<&str>) -> Result<()> {
         self.fs = Some(&*place.file_system);
         self.volume = place.volume.0;
+        self.ahead = self.inside.read_ahead(place.volume);
         if let Some(below) = below {
             self.trail.enter_written(below);
         }

@@ -28,7 +28,7 @@ use files::{Shared, Standing, Way, access};
 use unfinished::Unfinished;
 
 use super::content::{self, Run};
-use super::folder::{Access, Folder, host_error};
+use super::folder::{Access, Age, Folder, host_error};
 use super::links::{LinkTable, Name};
 use super::manifest::ManifestWriter;
 use super::metadata;
@@ -37,7 +37,7 @@ use super::queue::{Queue, Ready, with_queue};
 use super::trail::{NameRule, Trail};
 use super::walk::{Found, Role, Visitor, is_of_file, walk};
 use super::{Existing, ExtractReport, ExtractRequest};
-use crate::inside::Place;
+use crate::inside::{InsideDisks, Place, ReadAhead};
 use crate::job::JobContext;
 use crate::transfer::explained;
 use crate::{Error, ErrorKind, Result};
@@ -52,6 +52,7 @@ const OPEN_FOLDERS: usize = 100;
 /// A folder that the walk is in.
 struct Level {
     folder: Option<Arc<Folder>>,
+    age: Age,
     identity: (u64, u64),
     /// What it gets in the end; nothing where the operator's own, or one on the way.
     named: Option<Named>,
@@ -60,6 +61,7 @@ struct Level {
 /// A large file on its way.
 struct Large {
     volume: usize,
+    age: Age,
     folder: Arc<Folder>,
     named: Named,
     existing: Existing,
@@ -78,7 +80,9 @@ enum Step<'env> {
 struct IntoFolder<'env> {
     shared: &'env Shared<'env>,
     queue: Queue<'env, Step<'env>, Done>,
+    inside: &'env InsideDisks,
     fs: Option<&'env dyn FileSystem>,
+    ahead: Option<Arc<ReadAhead>>,
     volume: usize,
     trail: Trail,
     stack: Vec<Level>,
@@ -89,6 +93,7 @@ struct IntoFolder<'env> {
 
 /// Extracts into a folder.
 pub(super) fn extract(
+    inside: &InsideDisks,
     places: &[Place],
     target: &std::path::Path,
     request: &ExtractRequest,
@@ -114,7 +119,9 @@ pub(super) fn extract(
         let mut visitor = IntoFolder {
             shared: &shared,
             queue,
+            inside,
             fs: None,
+            ahead: None,
             volume: 0,
             trail: Trail::new(NameRule::Bytes),
             stack: Vec::new(),
@@ -167,7 +174,12 @@ impl<'env> IntoFolder<'env> {
         level.map(Arc::clone).ok_or_else(missing)
     }
 
-    fn push_level(&mut self, folder: Folder, named: Option<Named>) -> Result<()> {
+    /// Whether others may have put something into the folder that the walk is in.
+    fn age(&self) -> Age {
+        self.stack.last().map_or(Age::Older, |level| level.age)
+    }
+
+    fn push_level(&mut self, (folder, age): (Folder, Age), named: Option<Named>) -> Result<()> {
         let identity = folder.identity()?;
         if let Some(far) = self.stack.len().checked_sub(OPEN_FOLDERS)
             && let Some(level) = self.stack.get_mut(far)
@@ -176,6 +188,7 @@ impl<'env> IntoFolder<'env> {
         }
         self.stack.push(Level {
             folder: Some(Arc::new(folder)),
+            age,
             identity,
             named,
         });
@@ -229,6 +242,8 @@ impl<'env> IntoFolder<'env> {
                     fs,
                     volume,
                     folder: &folder,
+                    age: Age::Older,
+                    ahead: None,
                 };
                 let outcome = self.finish_folder(&way, &named, &mut done);
                 (named.source, outcome)
@@ -324,6 +339,8 @@ impl<'env> IntoFolder<'env> {
             fs,
             volume: large.volume,
             folder: &large.folder,
+            age: large.age,
+            ahead: None,
         };
         let unnamed = (large.unnamed.as_str(), &*large.target);
         let (named, beside) = (&large.named, &mut large.beside);
@@ -339,11 +356,14 @@ impl<'env> IntoFolder<'env> {
         self.make_room()?;
         let (files, folder) = (std::mem::take(files), Arc::clone(folder));
         let (fs, volume, shared) = (self.fs()?, self.volume, self.shared);
+        let (age, ahead) = (self.age(), self.ahead.clone());
         self.queue.push_task(move || {
             let way = Way {
                 fs,
                 volume,
                 folder: &folder,
+                age,
+                ahead: ahead.as_deref(),
             };
             shared.group(&way, &files)
         })
@@ -353,7 +373,7 @@ impl<'env> IntoFolder<'env> {
     fn large(&mut self, folder: &Arc<Folder>, named: Named) -> Result<()> {
         let (fs, shared) = (self.fs()?, self.shared);
         let source: Arc<dyn ReadAt + 'env> = Arc::from(fs.open(named.found.file, None)?);
-        let existing = match shared.standing(folder, &named, Some(&*source))? {
+        let existing = match shared.standing((folder, self.age()), &named, Some(&*source))? {
             Standing::Finished => {
                 let mut done = Done::default();
                 shared.keep(folder, &named, &mut done)?;
@@ -365,6 +385,8 @@ impl<'env> IntoFolder<'env> {
             fs,
             volume: self.volume,
             folder,
+            age: self.age(),
+            ahead: None,
         };
         let beside = shared.beside(&way, &named)?;
         let runs = content::runs(&*source, shared.context.cancel)?;
@@ -375,6 +397,7 @@ impl<'env> IntoFolder<'env> {
             .create(&unnamed, access(&named.found))?;
         let large = Large {
             volume: self.volume,
+            age: self.age(),
             folder: Arc::clone(folder),
             existing,
             beside,
@@ -436,12 +459,13 @@ impl<'env> Visitor<'env> for IntoFolder<'env> {
     fn begin(&mut self, place: &'env Place, below: Option<&str>) -> Result<()> {
         self.fs = Some(&*place.file_system);
         self.volume = place.volume.0;
+        self.ahead = self.inside.read_ahead(place.volume);
         let mut folder = self.shared.target.again()?;
         if let Some(below) = below {
             folder = folder.enter(OsStr::new(below), Access::Usual)?;
             self.trail.enter_written(below);
         }
-        self.push_level(folder, None)
+        self.push_level((folder, Age::Older), None)
     }
 
     fn enter(&mut self, folder: Found, role: Role) -> Result<()> {
@@ -450,7 +474,7 @@ impl<'env> Visitor<'env> for IntoFolder<'env> {
             Role::Wanted => access(&named.found),
             Role::OnTheWay => Access::Usual,
         };
-        let entered = self.here()?.enter(&named.host, access)?;
+        let entered = self.here()?.enter_or_make(&named.host, access)?;
         self.trail
             .enter(&named.found.name, named.found.file.number)?;
         self.push_level(entered, (role == Role::Wanted).then_some(named))

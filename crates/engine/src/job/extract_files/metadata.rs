@@ -52,7 +52,7 @@ pub(super) fn host_kind(folder: impl std::os::fd::AsFd) -> HostKind {
     }
 }
 
-/// Sets everything of an open file or folder; what cannot be set goes into the note.
+/// Sets everything of an open file or folder that is not so already; what cannot be set goes into the note.
 pub(super) fn set(
     file: impl std::os::fd::AsFd,
     found: &Found,
@@ -60,11 +60,14 @@ pub(super) fn set(
     host: HostKind,
 ) -> rustix::io::Result<()> {
     let file = file.as_fd();
+    let held = rustix::fs::fstat(file)?;
     let (metadata, note) = (&found.metadata, &mut beside.note);
     let is_owned = metadata.owner.is_none_or(|owner| {
         let (user, group) = (Uid::from_raw(owner.user), Gid::from_raw(owner.group));
-        rustix::fs::fchown(file, Some(user), Some(group)).is_ok()
+        (held.st_uid, held.st_gid) == (owner.user, owner.group)
+            || rustix::fs::fchown(file, Some(user), Some(group)).is_ok()
     });
+    let has_attributes = !beside.attributes.is_empty();
     for attribute in &beside.attributes {
         let name = attribute.name.as_bytes();
         if rustix::fs::fsetxattr(file, name, &attribute.value, XattrFlags::empty()).is_err() {
@@ -74,18 +77,32 @@ pub(super) fn set(
     if let Some(owner) = metadata.owner {
         let bits = if is_owned { 0o7777 } else { 0o777 };
         let mode = Mode::from_raw_mode(u32::from(owner.mode & bits));
-        let is_set = rustix::fs::fchmod(file, mode).is_ok();
+        // An access control list among the named values changes the mode.
+        let is_same = !has_attributes && held.st_mode & 0o7777 == mode.as_raw_mode();
+        let is_set = is_same || rustix::fs::fchmod(file, mode).is_ok();
         if !is_owned || !is_set {
             note.add_owner(found);
         }
     }
     let is_timed = rustix::fs::futimens(file, &timestamps(&metadata.times)).is_ok();
-    let held = rustix::fs::fstat(file)?;
-    note_times(note, &metadata.times, is_timed.then_some(&held));
+    if !is_timed || !is_ordinary(&metadata.times) {
+        let held = rustix::fs::fstat(file)?;
+        note_times(note, &metadata.times, is_timed.then_some(&held));
+    }
     if host == HostKind::Ntfs {
         set_windows(file, found, beside.security.as_ref(), note);
     }
     Ok(())
+}
+
+/// Whether every host holds these times.
+fn is_ordinary(times: &FileTimes) -> bool {
+    // From when FAT counts to when 31 bits end.
+    let is_one = |time: Timestamp| (315_532_800..i64::from(i32::MAX)).contains(&time.seconds);
+    [times.modified, times.accessed]
+        .into_iter()
+        .flatten()
+        .all(is_one)
 }
 
 /// Notes times that the host does not hold to the second. (FAT counts in two seconds.)

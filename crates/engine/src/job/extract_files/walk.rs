@@ -10,7 +10,7 @@
 use std::collections::HashSet;
 use std::ops::ControlFlow;
 
-use guestfs::filesystem::{DirectoryCursor, FileKind, Metadata};
+use guestfs::filesystem::{DirectoryCursor, FileKind, Metadata, VolumeRange};
 use guestfs::{FileId, FileName, FileSystem};
 
 use crate::inside::Place;
@@ -20,6 +20,7 @@ use crate::{Cancellation, Error, ErrorKind, Result};
 const DEPTH_MAX: usize = 4100;
 const FOLDERS_MAX: usize = 8 << 20;
 const RUN_ENTRIES: usize = 4096;
+const PIECES_MAX: usize = 32;
 
 /// Something that was found.
 pub(super) struct Found {
@@ -247,6 +248,31 @@ fn read_on<'env>(
         visitor.files(files)?;
     }
     kept_going(visitor, None, listed).map(|_| ())
+}
+
+/// Where files lie on the volume, as far as that can be told; of each the first bytes, if it is in very many pieces.
+pub(super) fn places<'a>(
+    fs: &dyn FileSystem,
+    files: impl Iterator<Item = &'a Found>,
+) -> Vec<VolumeRange> {
+    let mut ranges = Vec::new();
+    for it in files {
+        if it.metadata.kind != FileKind::Regular || it.metadata.size_bytes == 0 {
+            continue;
+        }
+        let limit = ranges.len().saturating_add(PIECES_MAX);
+        // Only speed hangs on it: whatever is wrong with the file is told when it is read.
+        fs.file_ranges(it.file, &mut |range| {
+            ranges.push(range);
+            if ranges.len() >= limit {
+                ControlFlow::Break(())
+            } else {
+                ControlFlow::Continue(())
+            }
+        })
+        .ok();
+    }
+    ranges
 }
 
 /// Where on the volume a file begins, as far as that can be told. What lies in metadata lies where its number says.

@@ -22,14 +22,15 @@ use guestfs::{FileName, FileSystem};
 use rustix::fs::{FileType, Stat};
 
 use super::super::content::{self, Check, Run};
-use super::super::folder::{Access, Folder, host_error};
+use super::super::folder::{Access, Age, Folder, host_error};
 use super::super::manifest::hash_file;
 use super::super::metadata::{self, HostKind};
 use super::super::note::{Beside, StreamNote};
 use super::super::trail::{NameRule, host_name};
-use super::super::walk::{Found, is_of_file};
+use super::super::walk::{Found, is_of_file, places};
 use super::super::{Devices, Existing, STREAMS_FOLDER};
 use super::unfinished::{Trust, Unfinished};
+use crate::inside::{Loaded, ReadAhead};
 use crate::job::JobContext;
 use crate::transfer::explained;
 use crate::{Error, ErrorKind, Result};
@@ -110,15 +111,21 @@ pub(super) struct Way<'a> {
     pub(super) fs: &'a dyn FileSystem,
     pub(super) volume: usize,
     pub(super) folder: &'a Folder,
+    pub(super) age: Age,
+    pub(super) ahead: Option<&'a ReadAhead>,
+}
+
+/// Reads beforehand what lies together.
+fn ahead<'a>(way: &Way<'a>, files: &[Named]) -> Option<Loaded<'a>> {
+    let ahead = way.ahead.filter(|_| files.len() > 1)?;
+    let founds = files.iter().map(|it| &it.found);
+    Some(ahead.load(places(way.fs, founds)))
 }
 
 /// Until it gets its own mode. Where it has none, it is as any file that is made here.
 pub(super) fn access(found: &Found) -> Access {
-    if found.metadata.owner.is_some() {
-        Access::Private
-    } else {
-        Access::Usual
-    }
+    let owner = found.metadata.owner;
+    owner.map_or(Access::Usual, |owner| Access::Rights(owner.mode))
 }
 
 fn is_time(wanted: Option<Timestamp>, stat: &Stat) -> bool {
@@ -139,6 +146,7 @@ impl Shared<'_> {
     pub(super) fn group(&self, way: &Way<'_>, files: &[Named]) -> Done {
         let mut done = Done::default();
         let mut scratch = Vec::new();
+        let _loaded = ahead(way, files);
         for it in files {
             let outcome = self.context.cancel.check();
             let outcome = outcome.and_then(|()| self.one(way, it, &mut scratch, &mut done));
@@ -190,10 +198,13 @@ impl Shared<'_> {
     /// Looks at what has the name already.
     pub(super) fn standing(
         &self,
-        folder: &Folder,
+        (folder, age): (&Folder, Age),
         it: &Named,
         source: Option<&dyn ReadAt>,
     ) -> Result<Standing> {
+        if age == Age::New {
+            return Ok(Standing::Write(Existing::Refuse));
+        }
         let Some(stat) = folder.look(&it.host)? else {
             return Ok(Standing::Write(Existing::Refuse));
         };
@@ -250,7 +261,7 @@ impl Shared<'_> {
         done: &mut Done,
     ) -> Result<()> {
         let source = way.fs.open(it.found.file, None)?;
-        let existing = match self.standing(way.folder, it, Some(&*source))? {
+        let existing = match self.standing((way.folder, way.age), it, Some(&*source))? {
             Standing::Finished => return self.keep(way.folder, it, done),
             Standing::Write(existing) => existing,
         };
@@ -302,14 +313,7 @@ impl Shared<'_> {
         beside: &mut Beside,
         done: &mut Done,
     ) -> Result<()> {
-        let size = it.found.metadata.size_bytes;
-        let held = target
-            .metadata()
-            .map_err(|error| host_error("looking at a file", error))?;
-        if held.len() != size {
-            let what = format!("{} bytes were written of {size}", held.len());
-            return Err(Error::new(ErrorKind::Io, what));
-        }
+        check_size(target, it.found.metadata.size_bytes)?;
         if self.has_manifest {
             let hash = hash_file(target, self.context.cancel)?;
             done.manifest.extend(hash.line(&it.written));
@@ -319,13 +323,14 @@ impl Shared<'_> {
         self.streams(way, it, beside, done)?;
         self.tell(beside, done)?;
         let unnamed = self.unfinished.folder();
-        unnamed.hand_over(name, way.folder, &it.host, existing)?;
+        let handed = unnamed.hand_over(name, way.folder, &it.host, existing);
+        handed.map_err(|error| twin(error, way.age))?;
         done.files = done.files.saturating_add(1);
         Ok(())
     }
 
     fn link(&self, way: &Way<'_>, it: &Named, done: &mut Done) -> Result<()> {
-        let existing = match self.standing(way.folder, it, None)? {
+        let existing = match self.standing((way.folder, way.age), it, None)? {
             Standing::Finished => return self.keep(way.folder, it, done),
             Standing::Write(existing) => existing,
         };
@@ -336,7 +341,8 @@ impl Shared<'_> {
         let made = metadata::set_by_name(unnamed.descriptor(), &name, &it.found, &mut beside)
             .map_err(|error| host_error("metadata of a link", error))
             .and_then(|()| self.tell(&beside, done))
-            .and_then(|()| unnamed.hand_over(&name, way.folder, &it.host, existing));
+            .and_then(|()| unnamed.hand_over(&name, way.folder, &it.host, existing))
+            .map_err(|error| twin(error, way.age));
         if made.is_err() {
             unnamed.remove(OsStr::new(&name))?;
         }
@@ -352,7 +358,7 @@ impl Shared<'_> {
         (kind, number): (FileType, Option<DeviceNumber>),
         done: &mut Done,
     ) -> Result<()> {
-        let existing = match self.standing(way.folder, it, None)? {
+        let existing = match self.standing((way.folder, way.age), it, None)? {
             Standing::Finished => return self.keep(way.folder, it, done),
             Standing::Write(existing) => existing,
         };
@@ -365,7 +371,8 @@ impl Shared<'_> {
         let made = metadata::set_by_name(unnamed.descriptor(), &name, &it.found, &mut beside)
             .map_err(|error| host_error("metadata of a special file", error))
             .and_then(|()| self.tell(&beside, done))
-            .and_then(|()| unnamed.hand_over(&name, way.folder, &it.host, existing));
+            .and_then(|()| unnamed.hand_over(&name, way.folder, &it.host, existing))
+            .map_err(|error| twin(error, way.age));
         if made.is_err() {
             unnamed.remove(OsStr::new(&name))?;
         }
@@ -441,6 +448,27 @@ impl Shared<'_> {
         done.noted = done.noted.saturating_add(1);
         Ok(())
     }
+}
+
+/// Compares the size of what was written with what it had to be.
+fn check_size(target: &File, size: u64) -> Result<()> {
+    let stat = rustix::fs::fstat(target);
+    let held = stat.map_err(|error| host_error("looking at a file", error))?;
+    if u64::try_from(held.st_size) == Ok(size) {
+        return Ok(());
+    }
+    let what = format!("{} bytes were written of {size}", held.st_size);
+    Err(Error::new(ErrorKind::Io, what))
+}
+
+/// What is in the way in a folder that was made just now came from the same disk: that is no reason to end.
+fn twin(error: Error, age: Age) -> Error {
+    if age == Age::New && error.kind() == ErrorKind::AlreadyExists {
+        let what =
+            "another file of this folder has the same name, or one that is the same to this host";
+        return Error::new(ErrorKind::Invalid, what).caused_by(error);
+    }
+    error
 }
 
 /// Where a link leads on the host; what Windows wrote there is noted.
