@@ -10,11 +10,11 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub use disk::{BackupArgs, DiskVerb, RestoreArgs};
-pub use names::{DiffFilesArgs, FindArgs, HistoryArgs};
 pub use inside::{
     CatImageArgs, CatVersionArgs, ExtractArgs, ExtractImageArgs, ExtractVersionArgs,
     InspectImagesArgs, InspectVersionArgs, LsArgs, LsImageArgs, LsVersionArgs, VolumeKeysArgs,
 };
+pub use names::{DiffFilesArgs, FindArgs, HistoryArgs};
 pub use serve::{ServeArgs, ServeImageArgs, ServeVersionArgs};
 
 const RECOVER_HELP: &str = "Bring a deleted file back:

@@ -34,7 +34,8 @@ pub fn with_version(
         cancel: &cancel,
         journal: &NoJournal,
     };
-    let version = VersionInside::open_with_keys(&repository, &selector.parse()?, &volume_keys, context)?;
+    let version =
+        VersionInside::open_with_keys(&repository, &selector.parse()?, &volume_keys, context)?;
     let outcome = act(&version, context);
     engine::Progress::end(&bars);
     version.finish(context);

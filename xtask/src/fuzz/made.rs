@@ -104,6 +104,11 @@ const MADE: &[(&str, &str, &str)] = &[
         "truncate -s 20M image && printf open | cryptsetup luksFormat -q --type luks2 --luks2-metadata-size 16k --luks2-keyslots-size 256k --pbkdf pbkdf2 --pbkdf-force-iterations 1000 image -",
     ),
     (
+        "nbd",
+        "chosen",
+        r"printf '\0\0\0\3IHAVEOPT\0\0\0\10\0\0\0\0IHAVEOPT\0\0\0\12\0\0\0\37\0\0\0\0\0\0\0\1\0\0\0\17base:allocationIHAVEOPT\0\0\0\7\0\0\0\6\0\0\0\0\0\0' > image; for command in 0 7 1 3; do printf '\45\140\225\23\0\0\0\'$command'AAAABBBB\0\0\0\0\0\0\0\1\0\0\2\0' >> image; done; printf '\45\140\225\23\0\0\0\2AAAABBBB\0\0\0\0\0\0\0\0\0\0\0\0' >> image",
+    ),
+    (
         "qcow2",
         "v3",
         "qemu-img create -q -f qcow2 image 64M && qemu-io -f qcow2 -c 'write -P 7 1M 64k' -c 'write -z 3M 1M' image",
@@ -159,7 +164,7 @@ pub(super) fn write(target: &str, own: &Path) -> Result<usize> {
     let mut count = 0;
     for (_, name, script) in MADE.iter().filter(|made| made.0 == target) {
         let seed = own.join(format!("made-{name}"));
-        if seed.exists() || make(script, &seed).with_context(|| format!("make {name}"))? {
+        if seed.exists() || make(target, script, &seed).with_context(|| format!("make {name}"))? {
             count += 1;
         } else {
             println!("{target}: no seed {name}: its tool is missing, or it is too large");
@@ -168,7 +173,7 @@ pub(super) fn write(target: &str, own: &Path) -> Result<usize> {
     Ok(count)
 }
 
-fn make(script: &str, seed: &Path) -> Result<bool> {
+fn make(target: &str, script: &str, seed: &Path) -> Result<bool> {
     let folder = tempfile::tempdir()?;
     let path = std::env::var("PATH").unwrap_or_default();
     // Links are no good on FAT: they are taken away where a script copies by itself.
@@ -190,6 +195,11 @@ fn make(script: &str, seed: &Path) -> Result<bool> {
         .context("start bash")?;
     if !status.success() {
         return Ok(false);
+    }
+    if target == "nbd" {
+        // Its input is a conversation, not files.
+        std::fs::copy(folder.path().join("image"), seed)?;
+        return Ok(true);
     }
     let mut files = Vec::new();
     for name in ["image", "image2"] {

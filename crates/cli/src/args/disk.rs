@@ -5,8 +5,9 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 
 use super::{
-    CatVersionArgs, DiffFilesArgs, FindArgs, HistoryArgs, ExtractVersionArgs, FormatArg, ImageOpenArgs, InspectVersionArgs,
-    LsVersionArgs, ParentArg, RepoArgs, ServeVersionArgs, SubformatArg, parse_parent, parse_share,
+    CatVersionArgs, DiffFilesArgs, ExtractVersionArgs, FindArgs, FormatArg, HistoryArgs,
+    ImageOpenArgs, InspectVersionArgs, LsVersionArgs, ParentArg, RepoArgs, ServeVersionArgs,
+    SubformatArg, parse_parent, parse_share,
 };
 
 #[derive(Debug, Subcommand)]

@@ -50,7 +50,7 @@ impl VolumeIdentity {
 
     /// The same volume on other disks, or on these later.
     pub(super) fn find_in(&self, inside: &InsideDisks) -> Option<VolumeNumber> {
-        let readable = || inside.readable().map(|(number, volume)| (number, volume));
+        let readable = || inside.readable();
         if self.content_id.is_some() {
             let same: Vec<_> = readable()
                 .filter(|(number, _)| content_id(inside, *number) == self.content_id)

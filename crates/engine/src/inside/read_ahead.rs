@@ -79,7 +79,7 @@ impl ReadAhead {
     }
 
     /// Fills a buffer from memory, if all of it lies in one stretch.
-    fn from_memory(&self, offset: u64, buffer: &mut [u8]) -> bool {
+    fn fill_from_memory(&self, offset: u64, buffer: &mut [u8]) -> bool {
         if self.count.load(Ordering::Acquire) == 0 {
             return false;
         }
@@ -115,7 +115,7 @@ impl ReadAt for ReadAhead {
     }
 
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> block::Result<()> {
-        if self.from_memory(offset, buffer) {
+        if self.fill_from_memory(offset, buffer) {
             return Ok(());
         }
         self.volume.read_at(offset, buffer)

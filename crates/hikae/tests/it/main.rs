@@ -12,9 +12,9 @@
 //! | [`stop`] | what is told to stop by Ctrl-C or SIGTERM leaves no lease and is simply run again |
 //! | [`extract`] | folders, tar and zip hold what was put in, as other programs see it, also after a kill |
 //! | [`inside`] | files of an image and of every version come out as they were put in |
-//! | [`names`] | files are found, followed and compared through versions |
-//! | [`serve`] | other programs read versions and images, over NBD and as files |
 //! | [`unneeded`] | what `--skip-unneeded` leaves out harms no file system and no file |
+//! | [`serve`] | other programs read versions and images, over NBD and as files |
+//! | [`names`] | files are found, followed and compared through versions |
 //! | [`read_only`] | a repository that cannot be written can be read |
 //! | [`words`] | what is typed outweighs the environment; nonsense ends as a problem |
 //!

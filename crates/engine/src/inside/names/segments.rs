@@ -57,6 +57,9 @@ pub(in crate::inside) enum Keeping {
     ThisRun,
 }
 
+/// Which frame of which reader, and what it holds.
+type KeptFrame = ((u32, u32), Arc<Vec<u8>>);
+
 /// The index of one protected name.
 pub(in crate::inside) struct Segments {
     folder: LocalFolder,
@@ -65,7 +68,7 @@ pub(in crate::inside) struct Segments {
     keys: HashMap<ObjectId, ObjectId>,
     pub(in crate::inside) records: BTreeMap<PointId, VersionRecord>,
     pub(in crate::inside) files: KnownFiles,
-    frames: Vec<((u32, u32), Arc<Vec<u8>>)>,
+    frames: Vec<KeptFrame>,
     pending: Vec<VersionRecord>,
     pending_files: Vec<(FileKey, KnownFile)>,
 }
