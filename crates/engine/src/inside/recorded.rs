@@ -7,7 +7,8 @@
 //!                       └ notes the range      a block that did not change between versions is fetched once
 //! ```
 //!
-//! **Invariants.** What a walk answers is a function of the blocks that were noted meanwhile and of the disks' lengths, as
+//! **Invariants.** Who asks for the hash of a block depends on the block as who reads it does: both are noted. What a walk
+//! answers is a function of the blocks that were noted meanwhile and of the disks' lengths, as
 //! long as the disk was opened for that walk: then a version in which those blocks have the same hashes gives the same
 //! answer, and nothing of it needs to be read. Memory is bounded.
 
@@ -97,9 +98,12 @@ impl RecordedDisk {
         }
     }
 
-    /// A walker over its tree.
-    pub(super) fn hashes(&self) -> Result<TreeReader<'_>> {
-        Ok(self.reader.tree()?)
+    /// The names of its blocks; those asked for count as looked at.
+    pub(super) fn hashes(&self) -> Result<NotedHashes<'_>> {
+        Ok(NotedHashes {
+            disk: self,
+            tree: self.reader.tree()?,
+        })
     }
 
     /// What was looked at so far, in whole blocks.
@@ -126,6 +130,15 @@ impl RecordedDisk {
         }
         let start = offset - offset % BLOCK_SIZE_BYTES;
         let end = offset.saturating_add(length_bytes);
+        if let Some(last) = notes.last_mut()
+            && last.end() == start
+        {
+            let more = end
+                .saturating_sub(start)
+                .next_multiple_of(BLOCK_SIZE_BYTES);
+            last.length_bytes = last.length_bytes.saturating_add(more);
+            return Ok(());
+        }
         notes.push(ByteRange {
             offset: start,
             length_bytes: end.saturating_sub(start).next_multiple_of(BLOCK_SIZE_BYTES),
@@ -165,6 +178,20 @@ impl RecordedDisk {
             rest = after;
         }
         Ok(())
+    }
+}
+
+/// Walks over the names of the blocks of a disk, and notes which were asked for.
+pub(super) struct NotedHashes<'d> {
+    disk: &'d RecordedDisk,
+    tree: TreeReader<'d>,
+}
+
+impl NotedHashes<'_> {
+    /// The name of a block.
+    pub(super) fn block_hash(&mut self, block: BlockIndex) -> Result<BlockHash> {
+        self.disk.note(block.offset(), BLOCK_SIZE_BYTES)?;
+        Ok(self.tree.block_hash(block)?)
     }
 }
 

@@ -368,3 +368,74 @@ fn a_deleted_file_is_found_in_the_newest_version_that_has_it() {
     assert_eq!(newest(&["/f1/never"], ChainScope::All), None);
     expect_found(&world.repository);
 }
+
+#[test]
+fn bytes_overwritten_in_place_are_told_though_the_version_before_needed_no_reading() {
+    if !have_tools() {
+        return;
+    }
+    let world = World::new();
+    let mut guest = Guest::new(11);
+    guest.make_folders(4, 100_000);
+    let mut bytes = vec![7; 3 << 20];
+    bytes[1 << 20..][..16].copy_from_slice(b"the first bytes!");
+    guest.write("/f3/large.bin", bytes);
+    guest.write("/f1/padding.bin", vec![8; 200_000]);
+    world.back_up("vm", &guest.disk());
+    // The folder and a block of inodes change, the file does not.
+    guest.write("/f3/beside.txt", b"beside".to_vec());
+    world.back_up("vm", &guest.disk());
+    guest.overwrite_in_place("/f3/large.bin", b"the first bytes!", b"another sixteen!");
+    world.back_up("vm", &guest.disk());
+
+    let report = followed(&world.repository, "/f3/large.bin");
+    let events: Vec<_> = report
+        .runs
+        .iter()
+        .map(|run| (run.event, run.first.sequence, run.last.sequence))
+        .collect();
+    assert_eq!(
+        events,
+        [
+            (PathEvent::ThereFromTheStart, 1, 2),
+            (PathEvent::Changed, 3, 3)
+        ]
+    );
+    assert_eq!(report.cost.contents_read, 2, "{report:?}");
+    let PathState::Present(file) = &report.runs[1].state else {
+        panic!("{report:?}");
+    };
+    let bytes = guest.tree()["/f3/large.bin"].as_ref().unwrap();
+    assert_eq!(
+        file.content.unwrap().to_string(),
+        blake3::hash(bytes).to_hex().to_string()
+    );
+}
+
+#[test]
+fn a_name_is_found_that_came_to_a_folder_known_by_its_blocks() {
+    if !have_tools() {
+        return;
+    }
+    let world = World::new();
+    let cache = tempfile::tempdir().unwrap();
+    let mut guest = Guest::new(13);
+    guest.make_folders(40, 100_000);
+    world.back_up("vm", &guest.disk());
+    search(&reopened(&world, &cache), "more", |_| {});
+    guest.write("/f9/new.txt", b"new".to_vec());
+    let second = guest.disk();
+    world.back_up("vm", &second);
+    let known = search(&reopened(&world, &cache), "more", |_| {});
+    assert!(known.folders_known >= 38, "{known:?}");
+    // Nothing changes but one block of one of the folders that were known.
+    guest.name_again("/f3", "file.txt", "more.txt");
+    let (third, blocks) = second.with_blocks_of(&guest.disk());
+    assert_eq!(blocks, 1);
+    world.back_up("vm", &third);
+    let report = search(&reopened(&world, &cache), "more", |_| {});
+    assert_eq!(
+        told(&report),
+        BTreeMap::from([("/f3/more.txt".to_owned(), vec![3])])
+    );
+}

@@ -28,7 +28,7 @@ const SEGMENTS_MAX: usize = 16;
 const OBJECTS_MAX: usize = 6 << 20;
 /// Most objects of a frame's directory, so that it fits a frame.
 const DIRECTORY_OBJECTS_MAX: usize = 1 << 20;
-const TOPIC: &str = "names-1";
+const TOPIC: &str = "names-2";
 const DIRECTORY_ROW_BYTES: usize = 28;
 const KEY_ROW_BYTES: usize = 32;
 

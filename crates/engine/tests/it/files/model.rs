@@ -34,6 +34,20 @@ pub fn have_tools() -> bool {
 /// A disk in memory.
 pub struct Image(Vec<u8>);
 
+impl Image {
+    /// This disk with the blocks of 64 KiB in which a later one differs, but for the first, which holds the superblock;
+    /// and how many those are.
+    pub fn with_blocks_of(&self, later: &Self) -> (Self, usize) {
+        let (mut bytes, mut count) = (self.0.clone(), 0);
+        let pairs = bytes.chunks_mut(65_536).zip(later.0.chunks(65_536));
+        for (old, new) in pairs.skip(1).filter(|(old, new)| old != new) {
+            old.copy_from_slice(new);
+            count += 1;
+        }
+        (Self(bytes), count)
+    }
+}
+
 impl ReadAt for Image {
     fn size_bytes(&self) -> u64 {
         self.0.len() as u64
@@ -144,6 +158,28 @@ impl Guest {
     pub fn write(&mut self, path: &str, bytes: Vec<u8>) {
         let commands = self.write_commands(path, bytes, 0);
         self.debugfs(&commands);
+    }
+
+    /// Replaces bytes that are in the volume once, where they lie: nothing else of it changes.
+    pub fn overwrite_in_place(&mut self, path: &str, old: &[u8], new: &[u8]) {
+        assert_eq!(old.len(), new.len());
+        let replace = |bytes: &mut Vec<u8>| {
+            let is_old = |window: &&[u8]| *window == old;
+            assert_eq!(bytes.windows(old.len()).filter(is_old).count(), 1);
+            let at = bytes.windows(old.len()).position(|window| window == old);
+            bytes[at.unwrap()..][..new.len()].copy_from_slice(new);
+        };
+        let mut volume = fs::read(self.volume()).unwrap();
+        replace(&mut volume);
+        fs::write(self.volume(), volume).unwrap();
+        replace(self.tree.get_mut(path).unwrap().as_mut().unwrap());
+    }
+
+    /// Gives a file of a folder a second name, in the folder alone: no inode changes.
+    pub fn name_again(&mut self, folder: &str, from: &str, to: &str) {
+        let bytes = self.tree[&format!("{folder}/{from}")].clone();
+        self.tree.insert(format!("{folder}/{to}"), bytes);
+        self.debugfs(&[enter(folder), format!("ln \"{from}\" \"{to}\"")]);
     }
 
     pub fn remove(&mut self, path: &str) {
