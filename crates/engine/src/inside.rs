@@ -15,6 +15,7 @@
 mod chain;
 mod contents;
 mod diff_files;
+pub mod eligibility;
 mod find;
 mod history;
 mod identity;

@@ -17,7 +17,7 @@
 mod files;
 mod gather;
 mod pieces;
-mod shadow;
+pub(crate) mod shadow;
 mod swap;
 
 use std::ops::ControlFlow;

@@ -1,5 +1,6 @@
 //! `inspect`: what lies inside disks. Ends with 3 when something is not as it should be.
 
+use engine::inside::eligibility::{RuleReport, Verdict};
 use engine::inside::{InsideDisks, InspectReport, SystemReport, VolumeReport, inspect};
 
 use crate::exit::Exit;
@@ -71,6 +72,10 @@ fn text(report: &InspectReport) -> String {
         text.push('\n');
         text.push_str(&system_text(system));
     }
+    if !report.eligibility.is_empty() {
+        text.push('\n');
+        text.push_str(&eligibility(&report.eligibility));
+    }
     for finding in &report.findings {
         text.push_str(&format!("found: {finding}\n"));
     }
@@ -102,6 +107,30 @@ pub fn volumes(volumes: &[VolumeReport]) -> String {
         ]);
     }
     table.to_string()
+}
+
+/// Whether a host can back the machine up online, rule by rule.
+fn eligibility(rules: &[RuleReport]) -> String {
+    let count = |verdict| rules.iter().filter(|rule| rule.verdict == verdict).count();
+    let mut text = format!(
+        "online backup by a host: {} rules met, {} broken, {} that the disks cannot answer\n",
+        count(Verdict::Met),
+        count(Verdict::Broken),
+        count(Verdict::Unknown)
+    );
+    for rule in rules {
+        text.push_str(&format!(
+            "  {:<8}{:<13} {}: {}\n",
+            rule.verdict.name(),
+            rule.code,
+            rule.rule,
+            rule.measured
+        ));
+        if let Some(remedy) = &rule.remedy {
+            text.push_str(&format!("          what to do: {remedy}\n"));
+        }
+    }
+    text
 }
 
 fn system_text(system: &SystemReport) -> String {

@@ -1,13 +1,19 @@
 //! What lies on disks, as a report: disks, partitions, volumes, file systems, operating systems.
 
 use guestfs::disk::{DiskFacts, Lock, Volume, VolumePlace};
-use guestfs::filesystem::Cleanliness;
+use guestfs::filesystem::{Cleanliness, FileSystemKind};
 use guestfs::partition::{PartitionRole, PartitionType};
-use guestfs::probe::ContentKind;
+use guestfs::probe::{ContentKind, Membership};
+use guestfs::registry::windows::GptPartitionId;
 use serde::Serialize;
 
+use super::eligibility::{
+    DriveLetter, EligibilityFacts, GuestContent, GuestFamily, GuestSystem, GuestVolume, RuleReport,
+    ShadowStorage, judge,
+};
 use super::{InsideDisks, SystemReport, VolumeNumber};
 use crate::transfer::explained;
+use crate::unneeded::shadow::{self, Storage};
 use crate::{ErrorKind, Result};
 
 /// All that was found.
@@ -19,6 +25,8 @@ pub struct InspectReport {
     pub volumes: Vec<VolumeReport>,
     /// Operating systems.
     pub systems: Vec<SystemReport>,
+    /// Whether a host can back the machine up online: a rule each. Empty where no system was found.
+    pub eligibility: Vec<RuleReport>,
     /// Damage that hides something.
     pub findings: Vec<String>,
 }
@@ -131,6 +139,7 @@ pub fn inspect(inside: &InsideDisks) -> Result<InspectReport> {
         disks: layout.disks.iter().map(disk_report).collect(),
         volumes: Vec::new(),
         systems: Vec::new(),
+        eligibility: Vec::new(),
         findings: layout.findings.clone(),
     };
     for (number, volume) in inside.volumes() {
@@ -158,7 +167,126 @@ pub fn inspect(inside: &InsideDisks) -> Result<InspectReport> {
         }
         report.volumes.push(one);
     }
+    report.eligibility = judge(&eligibility_facts(inside, &report));
     Ok(report)
+}
+
+fn eligibility_facts(inside: &InsideDisks, report: &InspectReport) -> EligibilityFacts {
+    let systems = report.systems.iter().map(|system| GuestSystem {
+        volume: system.volume,
+        family: match &system.backup_facts {
+            Some(facts) => GuestFamily::Windows(facts.clone()),
+            None => GuestFamily::Linux,
+        },
+    });
+    let systems: Vec<GuestSystem> = systems.collect();
+    let has_windows = systems
+        .iter()
+        .any(|system| matches!(system.family, GuestFamily::Windows(_)));
+    if !has_windows {
+        return EligibilityFacts {
+            systems,
+            ..EligibilityFacts::default()
+        };
+    }
+    let dynamic = |disk: &DiskReport| Some((disk.number, disk.dynamic_group.clone()?));
+    EligibilityFacts {
+        systems,
+        dynamic_disks: report.disks.iter().filter_map(dynamic).collect(),
+        volumes: inside
+            .volumes()
+            .zip(&report.volumes)
+            .map(|((_, volume), told)| GuestVolume {
+                number: told.number,
+                size_bytes: told.size_bytes,
+                letter: drive_letter(report, told.number),
+                content: guest_content(volume, told),
+            })
+            .collect(),
+    }
+}
+
+/// The letter of a volume; what a key opened has that of the encrypted one around it.
+fn drive_letter(report: &InspectReport, number: usize) -> DriveLetter {
+    let around = report
+        .volumes
+        .iter()
+        .find(|one| one.opened_as == Some(number))
+        .map(|one| one.number);
+    let mut is_any_known = false;
+    for (letter, volume) in report.systems.iter().flat_map(|one| &one.drive_letters) {
+        is_any_known |= volume.is_some();
+        if volume.is_some_and(|volume| volume == number || Some(volume) == around) {
+            return DriveLetter::Is(letter.clone());
+        }
+    }
+    if is_any_known {
+        DriveLetter::None
+    } else {
+        DriveLetter::Unknown
+    }
+}
+
+/// Why Windows makes no shadow copy of a partition of this type, if it makes none.
+fn reserved_for(kind: PartitionType) -> Option<&'static str> {
+    let (system, reserved) = ("EFI system partition", "reserved by Windows");
+    let (recovery, dynamic) = ("recovery partition", "part of a dynamic disk");
+    match kind {
+        PartitionType::Mbr(0xEF) => Some(system),
+        PartitionType::Mbr(0x27) => Some(recovery),
+        PartitionType::Mbr(0x42) => Some(dynamic),
+        PartitionType::Mbr(_) | PartitionType::Bsd(_) => None,
+        PartitionType::Gpt(id) => match id.to_string().as_str() {
+            "c12a7328-f81f-11d2-ba4b-00a0c93ec93b" => Some(system),
+            "e3c9e316-0b5c-4db8-817d-f92df00215ae" => Some(reserved),
+            "de94bba4-06d1-4d40-a16a-bfd50179d6ac" => Some(recovery),
+            "5808c8aa-7e8f-42e0-85d2-e1e90434cfb3" | "af9b60a0-1431-4f62-bc68-3311714a69ad" => {
+                Some(dynamic)
+            }
+            _ => None,
+        },
+    }
+}
+
+fn guest_content(volume: &Volume, told: &VolumeReport) -> GuestContent {
+    if let VolumePlace::Partition { kind, .. } = &volume.place
+        && let Some(why) = reserved_for(*kind)
+    {
+        return GuestContent::NotCounted(why);
+    }
+    if told.opened_as.is_some() {
+        return GuestContent::NotCounted("encrypted, and looked into");
+    }
+    let reader = match &volume.reader {
+        Ok(reader) => reader,
+        Err(obstacle) => return GuestContent::Closed(obstacle.why.clone()),
+    };
+    match volume.content.kind {
+        ContentKind::FileSystem(FileSystemKind::Ntfs) => GuestContent::Ntfs {
+            free_bytes: told.file_system.as_ref().map(|fs| fs.free_bytes),
+            storage: match shadow::storage(&**reader) {
+                Ok(Storage::NotSet) => ShadowStorage::NotSet,
+                Ok(Storage::Same) => ShadowStorage::SameVolume,
+                Ok(Storage::Other(id)) => {
+                    ShadowStorage::OtherVolume(GptPartitionId(id).to_string())
+                }
+                Err(why) => ShadowStorage::Unread(why),
+            },
+        },
+        ContentKind::Member(Membership::Ldm) => GuestContent::NotCounted("part of a dynamic disk"),
+        ContentKind::Reserved => GuestContent::NotCounted("reserved by Windows"),
+        ContentKind::Empty => GuestContent::NotCounted("empty"),
+        ContentKind::Encrypted(_) => GuestContent::Closed(format!(
+            "{}, and no key opened it",
+            volume.content.kind.name()
+        )),
+        ContentKind::Member(_) => GuestContent::Closed(format!(
+            "{}: what it is part of is not looked into",
+            volume.content.kind.name()
+        )),
+        ContentKind::Unknown => GuestContent::Closed("what it holds is not known".to_owned()),
+        other => GuestContent::Other(other.name()),
+    }
 }
 
 /// Whether looking again would say the same.

@@ -13,6 +13,7 @@ use guestfs::registry::windows::{MountTarget, ServiceStart, WindowsFacts};
 use guestfs::{FileName, FileSystem};
 use serde::Serialize;
 
+use super::eligibility::WindowsBackupFacts;
 use super::place::walk;
 use super::{InsideDisks, LastLink, Place, VolumeNumber, is_of_windows};
 use crate::transfer::explained;
@@ -51,6 +52,9 @@ pub struct SystemReport {
     pub drive_letters: Vec<(String, Option<usize>)>,
     /// What could not be read.
     pub damage: Vec<String>,
+    /// What the rules of online backups ask of a Windows; they tell it in words.
+    #[serde(skip)]
+    pub backup_facts: Option<WindowsBackupFacts>,
 }
 
 /// A file that was read whole.
@@ -157,6 +161,7 @@ impl InsideDisks {
             shadow_copy_service: facts.shadow_copies.service_start.map(start_word),
             page_files: facts.page_files.clone(),
             is_hibernation_enabled: facts.is_hibernation_enabled,
+            backup_facts: Some(backup_facts(facts, &damage)),
             damage,
             ..SystemReport::default()
         };
@@ -315,7 +320,22 @@ fn windows_version(facts: &WindowsFacts) -> Option<String> {
     Some(version)
 }
 
-fn start_word(start: ServiceStart) -> String {
+fn backup_facts(facts: &WindowsFacts, damage: &[String]) -> WindowsBackupFacts {
+    let version = facts.kernel_version.as_deref().and_then(|text| {
+        let (major, minor) = text.split_once('.')?;
+        Some((major.parse().ok()?, minor.parse().ok()?))
+    });
+    WindowsBackupFacts {
+        version,
+        services: facts.integration_services.clone(),
+        integration_version: facts.integration_version.clone(),
+        shadow_copy_service: facts.shadow_copies.service_start,
+        // Without drivers to boot from, these are not the services of a Windows.
+        is_complete: damage.is_empty() && facts.damage.is_empty() && !facts.boot_drivers.is_empty(),
+    }
+}
+
+pub(super) fn start_word(start: ServiceStart) -> String {
     match start {
         ServiceStart::Boot => "boot".to_owned(),
         ServiceStart::System => "system".to_owned(),

@@ -20,18 +20,57 @@ const ENTRY_BYTES: usize = 128;
 /// Windows keeps at most 512 copies: two entries each, 127 in a block.
 const MAX_BLOCKS: usize = 64;
 
-/// Fails with a reason when there are shadow copies, or may be.
-pub(super) fn look(volume: &impl ReadAt) -> Result<(), String> {
-    let unread = |error: block::Error| format!("its shadow copies could not be read: {error}");
+/// Where the header of a volume says that its shadow copies are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Storage {
+    /// There is no header: none was ever set up.
+    NotSet,
+    /// On the volume itself.
+    Same,
+    /// On the volume with this id, in the byte order of Windows.
+    Other([u8; 16]),
+}
+
+type Header = [u8; 96];
+
+/// Looks for the header of an NTFS volume.
+///
+/// # Errors
+/// Why it could not be read.
+pub(crate) fn storage(volume: &(impl ReadAt + ?Sized)) -> Result<Storage, String> {
+    header(volume).map(|header| storage_in(&header))
+}
+
+fn header(volume: &(impl ReadAt + ?Sized)) -> Result<Header, String> {
     let mut header = [0; 96];
     block::read_padded(volume, HEADER_OFFSET, &mut header).map_err(unread)?;
-    if header.get(..16) != Some(&ID[..]) {
-        return Ok(());
+    Ok(header)
+}
+
+fn unread(error: block::Error) -> String {
+    format!("its shadow copies could not be read: {error}")
+}
+
+fn storage_in(header: &Header) -> Storage {
+    let id = |from: usize| header.get(from..)?.first_chunk::<16>().copied();
+    let (own, stored) = (id(64), id(80));
+    match stored {
+        _ if header.get(..16) != Some(&ID[..]) => Storage::NotSet,
+        Some(stored) if Some(stored) != own && stored != [0; 16] => Storage::Other(stored),
+        _ => Storage::Same,
     }
+}
+
+/// Fails with a reason when there are shadow copies, or may be.
+pub(super) fn look(volume: &impl ReadAt) -> Result<(), String> {
+    let header = header(volume)?;
     let strange = || Err("its shadow copies are not understood".to_owned());
-    let (own, stored) = (header.get(64..80), header.get(80..96));
-    if stored != own && stored != Some(&[0; 16][..]) {
-        return Err("its shadow copies are stored on another volume".to_owned());
+    match storage_in(&header) {
+        Storage::NotSet => return Ok(()),
+        Storage::Same => {}
+        Storage::Other(_) => {
+            return Err("its shadow copies are stored on another volume".to_owned());
+        }
     }
     let Some(mut at) = number(&header, 48) else {
         return strange();
@@ -117,8 +156,11 @@ mod tests {
         for entry in [2, 3, 4, u64::MAX] {
             assert!(look(&made(entry)).is_err(), "{entry}");
         }
+        assert_eq!(storage(&Bytes(vec![0; 1 << 18])), Ok(Storage::NotSet));
+        assert_eq!(storage(&made(2)), Ok(Storage::Same));
         let mut elsewhere = made(0);
         put(&mut elsewhere.0, 0x1E00 + 80, &[7; 16]);
+        assert_eq!(storage(&elsewhere), Ok(Storage::Other([7; 16])));
         assert!(look(&elsewhere).is_err());
         let mut looped = made(0);
         put(&mut looped.0, 0x18000 + 40, &0x10000_u64.to_le_bytes());

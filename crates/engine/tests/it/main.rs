@@ -5,6 +5,7 @@
 mod backup;
 mod check;
 mod cost;
+mod eligibility;
 mod files;
 mod healing;
 mod interrupted;
