@@ -27,8 +27,8 @@ use block::ReadAt;
 use guestfs::FileSystem;
 use guestfs::disk::{Volume, VolumePlace};
 use guestfs::filesystem::{FileSystemKind, VolumeRange};
-use guestfs::partition::{Finding, PartitionTable, TableKind};
-use guestfs::probe::ContentKind;
+use guestfs::partition::{Finding, GptCopy, PartitionTable, TableKind};
+use guestfs::probe::{self, ContentKind, Membership};
 use repo::Omissions;
 use serde::Serialize;
 
@@ -128,6 +128,9 @@ fn plan(disk: &Arc<dyn ReadAt>, context: JobContext<'_>) -> Result<UnneededPlan>
     let inside = InsideDisks::open(&[anchored])?;
     let table = inside.layout().disks.first().map(|disk| &disk.table);
     let mut plan = UnneededPlan::nothing(table.and_then(doubt_of_table));
+    if plan.kept_because.is_none() && table.is_some_and(|it| it.kind != TableKind::None) {
+        plan.kept_because = doubt_of_whole(&**disk)?;
+    }
     let mut surveys = survey(&inside, context)?;
     if plan.kept_because.is_none() {
         let asleep = surveys.iter().find_map(|one| one.asleep.clone());
@@ -168,10 +171,16 @@ fn doubt_of_table(table: &PartitionTable) -> Option<String> {
         TableKind::None | TableKind::Mbr | TableKind::Gpt => {}
         kind => return Some(format!("its partition table is {}", kind.name())),
     }
+    // A disk that was enlarged has no backup at its end. Everything else may be what is left of an older table: without
+    // a boot record that vouches for it, or with only the backup sound, systems may go by another one.
     let is_harmless = |finding: &&Finding| {
         matches!(
             finding,
-            Finding::DamagedCopy { .. } | Finding::OutOfOrder | Finding::BootRecord { .. }
+            Finding::OutOfOrder
+                | Finding::DamagedCopy {
+                    copy: GptCopy::Backup,
+                    ..
+                }
         )
     };
     let doubt = table
@@ -179,6 +188,20 @@ fn doubt_of_table(table: &PartitionTable) -> Option<String> {
         .iter()
         .find(|finding| !is_harmless(finding))?;
     Some(format!("its partition table is damaged: {doubt}"))
+}
+
+/// Why the tables of a disk may be left-overs: the disk as a whole is something, too.
+fn doubt_of_whole(disk: &dyn ReadAt) -> Result<Option<String>> {
+    let content = probe::probe(disk)?;
+    Ok(match content.kind {
+        ContentKind::Unknown
+        | ContentKind::Empty
+        | ContentKind::Member(Membership::Ldm | Membership::StorageSpaces) => None,
+        kind => Some(format!(
+            "besides its partition table, it begins or ends as {}",
+            kind.name()
+        )),
+    })
 }
 
 /// What is known of a volume before anything is measured.
@@ -250,7 +273,13 @@ fn look_into(
                 one.what = Candidate::Files(fs, files);
                 Ok(())
             }
-            Err(error) => lasting(error)?,
+            Err(error) => {
+                one.asleep = Some(format!(
+                    "volume {number} ({}) cannot be read, and a system may sleep in it",
+                    volume.name
+                ));
+                lasting(error)?
+            }
         },
         ContentKind::Swap => match swap::read(&**reader).map_err(crate::Error::from) {
             Ok(Some(swap)) => {
@@ -268,7 +297,13 @@ fn look_into(
             Err("it holds a sleeping Linux".to_owned())
         }
         ContentKind::Member(_) => Err("it carries other volumes; see those".to_owned()),
-        ContentKind::Encrypted(_) => Err("it is encrypted".to_owned()),
+        ContentKind::Encrypted(_) => {
+            one.asleep = Some(format!(
+                "volume {number} ({}) is encrypted, and a system may sleep in it",
+                volume.name
+            ));
+            Err("it is encrypted".to_owned())
+        }
         _ => Err("what of it is needed is not known".to_owned()),
     };
     Ok(outcome.and_then(|()| doubt_of_volume(inside, volume, one.pieces.as_ref())))

@@ -106,7 +106,7 @@ pub struct BackupArgs {
     pub tolerate_unreadable: bool,
     /// Leave out what no file needs: free space of file systems, page files, swap. It comes back as zeros
     ///
-    /// Only where that is certain: file systems that were shut down properly or whose journal can be followed, in
+    /// The image must not change meanwhile: take a snapshot, or a machine that is off. Only where it is certain: file systems that were shut down properly or whose journal can be followed, in
     /// volumes whose place on the disk is known exactly. The report says for each volume what is left out, or why
     /// nothing is; --dry-run says so without storing anything.
     #[arg(long)]

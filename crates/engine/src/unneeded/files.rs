@@ -4,9 +4,10 @@
 //! |---|---|---|
 //! | `\pagefile.sys` | its contents | with a crash dump in it that Windows has not saved yet |
 //! | `\swapfile.sys` | its contents | |
-//! | `\hiberfil.sys` | zeroed, or after waking up | when its beginning is not known; a sleeping Windows keeps the whole disk |
-//! | swap file in `/etc/fstab` on ext | all behind its header | with holes or no header; a sleeping Linux keeps the whole disk |
+//! | `\hiberfil.sys` | zeroed, or after waking up | a Windows that sleeps, or may, keeps the whole disk |
+//! | swap file in `/etc/fstab` on ext | all behind its header | with holes; a Linux that sleeps, or may, keeps the whole disk |
 //!
+//! The files of Windows are taken for such only with the attributes that Windows gives them and under one name.
 //! A swap file on a file system that shares clusters between files is kept: another file may have them, too.
 
 use std::ops::ControlFlow;
@@ -23,6 +24,12 @@ use crate::{Cancellation, Error, ErrorKind, Result};
 const FSTAB_BYTES_MAX: u64 = 256 << 10;
 /// Most swap files of it that are looked at.
 const SWAP_FILES_MAX: usize = 64;
+/// `FILE_ATTRIBUTE_*` of Windows.
+const HIDDEN: u32 = 0x2;
+const SYSTEM: u32 = 0x4;
+const SPARSE: u32 = 0x200;
+const COMPRESSED: u32 = 0x800;
+const ENCRYPTED: u32 = 0x4000;
 /// The first page of a hibernation file.
 const PAGE_BYTES: usize = 4_096;
 
@@ -57,6 +64,15 @@ pub(super) fn find(
         FileSystemKind::Ext2 | FileSystemKind::Ext3 | FileSystemKind::Ext4 => {
             find_linux(inside, number, fs)
         }
+        // Only whether a system sleeps there: other files may share the bytes of a swap file.
+        FileSystemKind::Xfs | FileSystemKind::Btrfs => find_linux(inside, number, fs)
+            .into_iter()
+            .map(|(path, file, state)| {
+                let is_shared = matches!(state, Ok(State::Unneeded { .. }));
+                let shared = || Ok(State::Needed("other files may share its bytes"));
+                (path, file, if is_shared { shared() } else { state })
+            })
+            .collect(),
         _ => Vec::new(),
     };
     let mut files = Vec::new();
@@ -68,6 +84,12 @@ pub(super) fn find(
             Ok(State::Asleep(system)) => {
                 asleep = Some(format!("volume {number} holds a sleeping {system}: {path}"));
                 FileFate::Keep(format!("{system} sleeps in it"))
+            }
+            Ok(State::PerhapsAsleep(system)) => {
+                asleep = Some(format!(
+                    "volume {number} may hold a sleeping {system}: the beginning of {path} is not known"
+                ));
+                FileFate::Keep(format!("{system} may sleep in it"))
             }
             Err(error) => FileFate::Keep(explained(&error)),
         };
@@ -81,6 +103,7 @@ enum State {
     Unneeded { from_bytes: u64 },
     Needed(&'static str),
     Asleep(&'static str),
+    PerhapsAsleep(&'static str),
 }
 
 type Found = Vec<(String, FileId, Result<State>)>;
@@ -103,6 +126,16 @@ fn windows_state(fs: &dyn FileSystem, file: FileId, name: &str) -> Result<State>
     if metadata.kind != FileKind::Regular || metadata.obstacle.is_some() {
         return Ok(State::Needed("it is no plain file"));
     }
+    let attributes = metadata.windows_attributes.unwrap_or(0);
+    // Windows makes them so. A copy that somebody keeps is a file as any other; under a second name it is one, too.
+    if metadata.link_count != 1
+        || attributes & (SYSTEM | HIDDEN) != SYSTEM | HIDDEN
+        || attributes & (SPARSE | COMPRESSED | ENCRYPTED) != 0
+    {
+        return Ok(State::Needed(
+            "it is not as Windows makes it: a hidden system file",
+        ));
+    }
     let reader = fs.open(file, None)?;
     let mut head = vec![0; PAGE_BYTES];
     block::read_padded(&*reader, 0, &mut head)?;
@@ -111,7 +144,7 @@ fn windows_state(fs: &dyn FileSystem, file: FileId, name: &str) -> Result<State>
         ("hiberfil.sys", b"hibr" | b"rstr") => State::Asleep("Windows"),
         ("hiberfil.sys", b"wake") => State::Unneeded { from_bytes: 0 },
         ("hiberfil.sys", _) if head.iter().any(|byte| *byte != 0) => {
-            State::Needed("its beginning is not known: Windows may sleep in it")
+            State::PerhapsAsleep("Windows")
         }
         ("pagefile.sys", b"page") if head.get(4..8).is_some_and(is_dump) => {
             State::Needed("it holds a crash dump that Windows has not saved yet")
@@ -203,7 +236,7 @@ fn swap_state(fs: &dyn FileSystem, file: FileId) -> Result<State> {
     let reader = fs.open(file, None)?;
     Ok(match swap::head(&*reader)? {
         SwapHead::Asleep => State::Asleep("Linux"),
-        SwapHead::Other => State::Needed("it is no swap space in use"),
+        SwapHead::Other => State::PerhapsAsleep("Linux"),
         SwapHead::Used(_) => {
             // With holes it could not be used, and where its bytes lie would not tell which of the file they are.
             let mut allocated = 0_u64;
