@@ -45,13 +45,33 @@ pub fn run(verb: &DiskVerb, output: &Output) -> anyhow::Result<Exit> {
         DiskVerb::Find(it) => find::run(it, output),
         DiskVerb::History(it) => history::run(it, output),
         DiskVerb::DiffFiles(it) => diff_files::run(it, output),
-        DiskVerb::Inspect(it) => inspect::run(&it.repo, &it.keys, &it.selector, output),
-        DiskVerb::Ls(it) => ls::run(&it.repo, &it.keys, &it.selector, &it.what, output),
+        DiskVerb::Inspect(it) => {
+            inspect::run(&it.repo, &it.keys, it.others.with(&it.selector), output)
+        }
+        DiskVerb::Ls(it) => ls::run(
+            &it.repo,
+            &it.keys,
+            it.others.with(&it.selector),
+            &it.what,
+            output,
+        ),
         DiskVerb::Extract(it) => {
             let choice = extract::VersionChoice::of(it.last_present);
-            extract::run(&it.repo, &it.keys, (&it.selector, choice), &it.what, output)
+            extract::run(
+                &it.repo,
+                &it.keys,
+                (it.others.with(&it.selector), choice),
+                &it.what,
+                output,
+            )
         }
         DiskVerb::Serve(it) => serve::run(it, output),
-        DiskVerb::Cat(it) => cat::run(&it.repo, &it.keys, &it.selector, &it.path, output),
+        DiskVerb::Cat(it) => cat::run(
+            &it.repo,
+            &it.keys,
+            it.others.with(&it.selector),
+            &it.path,
+            output,
+        ),
     }
 }

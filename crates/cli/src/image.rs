@@ -68,10 +68,22 @@ pub fn run(verb: &ImageVerb, output: &Output) -> anyhow::Result<Exit> {
             dry_run,
         } => resize::run(image, *size, open, resize::Wish::of(*dry_run), output),
         ImageVerb::Inspect(it) => inspect::run(&it.images, &it.keys, &it.open, output),
-        ImageVerb::Ls(it) => ls::run(&it.image, &it.what, &it.keys, &it.open, output),
-        ImageVerb::Extract(it) => extract::run(&it.image, &it.what, &it.keys, &it.open, output),
+        ImageVerb::Ls(it) => ls::run(
+            &it.others.with(&it.image),
+            &it.what,
+            &it.keys,
+            &it.open,
+            output,
+        ),
+        ImageVerb::Extract(it) => extract::run(
+            &it.others.with(&it.image),
+            &it.what,
+            &it.keys,
+            &it.open,
+            output,
+        ),
         ImageVerb::Serve(it) => serve::run(it, output),
-        ImageVerb::Cat(it) => cat::run(&it.image, &it.path, &it.keys, &it.open),
+        ImageVerb::Cat(it) => cat::run(&it.others.with(&it.image), &it.path, &it.keys, &it.open),
     }
 }
 

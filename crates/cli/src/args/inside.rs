@@ -1,10 +1,11 @@
 //! What can be typed to look inside disks.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 
 use super::{ImageOpenArgs, RepoArgs};
+use crate::inside::Versions;
 
 #[derive(Debug, Args)]
 pub struct InspectVersionArgs {
@@ -12,6 +13,8 @@ pub struct InspectVersionArgs {
     pub repo: RepoArgs,
     /// NAME, NAME@VERSION
     pub selector: String,
+    #[command(flatten)]
+    pub others: OtherVersionsArgs,
     #[command(flatten)]
     pub keys: VolumeKeysArgs,
 }
@@ -25,6 +28,8 @@ pub struct LsVersionArgs {
     #[command(flatten)]
     pub what: LsArgs,
     #[command(flatten)]
+    pub others: OtherVersionsArgs,
+    #[command(flatten)]
     pub keys: VolumeKeysArgs,
 }
 
@@ -36,6 +41,8 @@ pub struct CatVersionArgs {
     pub selector: String,
     /// Such as /etc/fstab, or 2:/etc/fstab on volume 2
     pub path: String,
+    #[command(flatten)]
+    pub others: OtherVersionsArgs,
     #[command(flatten)]
     pub keys: VolumeKeysArgs,
 }
@@ -59,6 +66,8 @@ pub struct LsImageArgs {
     #[command(flatten)]
     pub open: ImageOpenArgs,
     #[command(flatten)]
+    pub others: OtherImagesArgs,
+    #[command(flatten)]
     pub keys: VolumeKeysArgs,
 }
 
@@ -69,6 +78,8 @@ pub struct CatImageArgs {
     pub path: String,
     #[command(flatten)]
     pub open: ImageOpenArgs,
+    #[command(flatten)]
+    pub others: OtherImagesArgs,
     #[command(flatten)]
     pub keys: VolumeKeysArgs,
 }
@@ -99,6 +110,8 @@ pub struct ExtractVersionArgs {
     #[command(flatten)]
     pub what: ExtractArgs,
     #[command(flatten)]
+    pub others: OtherVersionsArgs,
+    #[command(flatten)]
     pub keys: VolumeKeysArgs,
 }
 
@@ -109,6 +122,8 @@ pub struct ExtractImageArgs {
     pub what: ExtractArgs,
     #[command(flatten)]
     pub open: ImageOpenArgs,
+    #[command(flatten)]
+    pub others: OtherImagesArgs,
     #[command(flatten)]
     pub keys: VolumeKeysArgs,
 }
@@ -141,6 +156,41 @@ pub struct ExtractArgs {
     /// Make device files in DIR, too (as root); without, they are noted only
     #[arg(long, requires = "to")]
     pub devices: bool,
+}
+
+/// Versions of the machine's other disks.
+#[derive(Debug, Clone, Default, Args)]
+pub struct OtherVersionsArgs {
+    /// Another disk of the same machine, NAME or NAME@VERSION, for volumes that lie on several; may be given again
+    #[arg(long = "with", value_name = "NAME")]
+    pub others: Vec<String>,
+}
+
+impl OtherVersionsArgs {
+    /// Them, behind a first.
+    pub fn with<'a>(&'a self, selector: &'a str) -> Versions<'a> {
+        Versions {
+            selector,
+            others: &self.others,
+        }
+    }
+}
+
+/// Images of the machine's other disks.
+#[derive(Debug, Clone, Default, Args)]
+pub struct OtherImagesArgs {
+    /// Another disk of the same machine, for volumes that lie on several; may be given again
+    #[arg(long = "with", value_name = "IMAGE")]
+    pub others: Vec<PathBuf>,
+}
+
+impl OtherImagesArgs {
+    /// Them, behind a first.
+    pub fn with(&self, image: &Path) -> Vec<PathBuf> {
+        let mut all = vec![image.to_owned()];
+        all.extend_from_slice(&self.others);
+        all
+    }
 }
 
 /// Keys for encrypted volumes inside the disk. Each may be given several times; all are tried on each such volume.

@@ -4,8 +4,8 @@ use engine::job::extract_files::SourceId;
 
 use crate::args::{ExtractArgs, RepoArgs, VolumeKeysArgs};
 use crate::exit::Exit;
-use crate::inside;
 use crate::inside::lost::{Purpose, explain, newest};
+use crate::inside::{self, Versions};
 use crate::output::Output;
 
 /// Which version the files are taken from.
@@ -32,23 +32,32 @@ impl VersionChoice {
 pub fn run(
     repo: &RepoArgs,
     keys: &VolumeKeysArgs,
-    (selector, choice): (&str, VersionChoice),
+    (versions, choice): (Versions<'_>, VersionChoice),
     what: &ExtractArgs,
     output: &Output,
 ) -> anyhow::Result<Exit> {
     let chosen;
     let selector = match choice {
-        VersionChoice::AsNamed => selector,
+        VersionChoice::AsNamed => versions.selector,
         VersionChoice::NewestWithThem => {
-            chosen = newest(repo, keys, selector, &what.paths, output)?;
+            chosen = newest(repo, keys, versions.selector, &what.paths, output)?;
             &chosen
         }
     };
-    let outcome = inside::with_version(repo, keys, selector, output, |version, context| {
-        // Its roots say which bytes they are, wherever the repository lies.
-        let source = Some(SourceId(version.identity()));
-        inside::extract::run(version.inside(), source, what, context, output)
-    });
+    let outcome = inside::with_version(
+        repo,
+        keys,
+        Versions {
+            selector,
+            ..versions
+        },
+        output,
+        |version, context| {
+            // Its roots say which bytes they are, wherever the repository lies.
+            let source = Some(SourceId(version.identity()));
+            inside::extract::run(version.inside(), source, what, context, output)
+        },
+    );
     let wanted = (Purpose::Extract, what.paths.as_slice());
     outcome.map_err(|error| explain(error, repo, keys, selector, wanted, output))
 }

@@ -2,17 +2,17 @@
 
 use crate::args::{RepoArgs, VolumeKeysArgs};
 use crate::exit::Exit;
-use crate::inside;
+use crate::inside::{self, Versions};
 use crate::output::Output;
 
 /// Runs the verb.
 pub fn run(
     repo: &RepoArgs,
     keys: &VolumeKeysArgs,
-    selector: &str,
+    versions: Versions<'_>,
     output: &Output,
 ) -> anyhow::Result<Exit> {
-    inside::with_version(repo, keys, selector, output, |version, _| {
+    inside::with_version(repo, keys, versions, output, |version, _| {
         inside::inspect::run(version.inside(), output)
     })
 }

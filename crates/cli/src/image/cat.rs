@@ -10,11 +10,11 @@ use crate::progress::cancellation;
 
 /// Runs the verb.
 pub fn run(
-    image: &PathBuf,
+    images: &[PathBuf],
     path: &str,
     keys: &VolumeKeysArgs,
     open: &ImageOpenArgs,
 ) -> anyhow::Result<Exit> {
-    let inside = open_inside(std::slice::from_ref(image), keys, open)?;
+    let inside = open_inside(images, keys, open)?;
     inside::cat::run(&inside, path, &cancellation())
 }

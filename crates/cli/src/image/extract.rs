@@ -13,13 +13,13 @@ use crate::progress::{Bars, cancellation};
 
 /// Runs the verb.
 pub fn run(
-    image: &PathBuf,
+    images: &[PathBuf],
     what: &ExtractArgs,
     keys: &VolumeKeysArgs,
     open: &ImageOpenArgs,
     output: &Output,
 ) -> anyhow::Result<Exit> {
-    let inside = open_inside(std::slice::from_ref(image), keys, open)?;
+    let inside = open_inside(images, keys, open)?;
     let bars = Bars::new(output);
     let cancel = cancellation();
     let context = JobContext {

@@ -11,12 +11,12 @@ use crate::progress::cancellation;
 
 /// Runs the verb.
 pub fn run(
-    image: &PathBuf,
+    images: &[PathBuf],
     what: &LsArgs,
     keys: &VolumeKeysArgs,
     open: &ImageOpenArgs,
     output: &Output,
 ) -> anyhow::Result<Exit> {
-    let inside = open_inside(std::slice::from_ref(image), keys, open)?;
+    let inside = open_inside(images, keys, open)?;
     inside::ls::run(&inside, what, &cancellation(), output)
 }

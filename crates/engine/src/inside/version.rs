@@ -16,9 +16,9 @@ use crate::transfer::explained;
 pub struct VersionInside {
     inside: InsideDisks,
     session: Arc<ReadSession>,
-    /// NAME@SEQUENCE.
+    /// NAME@SEQUENCE, of each disk that was backed up by itself.
     version: String,
-    /// NAME@SEQUENCE and the root of each disk.
+    /// The same and the root of each disk.
     identity: String,
 }
 
@@ -33,35 +33,42 @@ impl VersionInside {
         selector: &PointSelector,
         context: JobContext<'_>,
     ) -> Result<Self> {
-        Self::open_with_keys(repository, selector, &[], context)
+        Self::open_together(repository, selector, &[], &[], context)
     }
 
-    /// The same, with keys for encrypted volumes.
+    /// The same, with versions of the machine's other disks, for volumes that lie on several, and keys for encrypted ones.
     ///
     /// # Errors
     /// As [`Self::open`].
-    pub fn open_with_keys(
+    pub fn open_together(
         repository: &Repository,
         selector: &PointSelector,
+        others: &[PointSelector],
         keys: &[UnlockKey],
         context: JobContext<'_>,
     ) -> Result<Self> {
-        let point = repository.find_point(selector)?.point;
-        let session = protect(repository, LeaseKind::Restore, &[&point], context)?;
+        let mut points = Vec::new();
+        for selector in std::iter::once(selector).chain(others) {
+            points.push(repository.find_point(selector)?.point);
+        }
+        let protected: Vec<_> = points.iter().collect();
+        let session = protect(repository, LeaseKind::Restore, &protected, context)?;
         let mut disks: Vec<Arc<dyn ReadAt>> = Vec::new();
-        for disk in &point.disks {
-            disks.push(Arc::new(repository.open_version(disk, &session)?));
+        let mut names = Vec::new();
+        let mut roots = String::new();
+        for point in &points {
+            for disk in &point.disks {
+                disks.push(Arc::new(repository.open_version(disk, &session)?));
+                roots.push_str(&format!(" {}", disk.root));
+            }
+            names.push(format!("{}@{}", point.name, point.sequence));
         }
-        let version = format!("{}@{}", point.name, point.sequence);
-        let mut identity = version.clone();
-        for disk in &point.disks {
-            identity.push_str(&format!(" {}", disk.root));
-        }
+        let version = names.join(" + ");
         Ok(Self {
             inside: InsideDisks::open_with_keys(&disks, keys)?,
             session,
+            identity: version.clone() + &roots,
             version,
-            identity,
         })
     }
 
@@ -70,7 +77,7 @@ impl VersionInside {
         &self.inside
     }
 
-    /// NAME@SEQUENCE.
+    /// NAME@SEQUENCE; with ` + ` between them where several were opened together.
     pub fn version(&self) -> &str {
         &self.version
     }
