@@ -18,6 +18,7 @@ use repo::{PointId, ProtectedName, RecoveryPoint, Repository};
 
 use super::VolumeNumber;
 use super::chain::{ChainScope, LookCost, VersionChain, VersionStamp, ends_all, visible_points};
+use super::identity::VolumesOfChain;
 use super::names::{
     FileKey, Keeping, KnownFile, NameKind, NameSearch, Segments, VersionRecord, Wanted, enumerate,
     index_version,
@@ -192,6 +193,7 @@ pub fn find(
             request,
             volume: volume.as_deref(),
             context,
+            volumes: VolumesOfChain::default(),
             hits: BTreeMap::new(),
             report: &mut report,
         };
@@ -248,8 +250,9 @@ struct OneName<'a> {
     request: &'a FindRequest,
     volume: Option<&'a str>,
     context: JobContext<'a>,
-    /// By volume and path.
-    hits: BTreeMap<(String, Vec<FileName>), Hit>,
+    volumes: VolumesOfChain,
+    /// By volume of the chain and path.
+    hits: BTreeMap<(usize, Vec<FileName>), Hit>,
     report: &'a mut FindReport,
 }
 
@@ -341,18 +344,12 @@ impl OneName<'_> {
         record: &VersionRecord,
         search: &mut NameSearch,
     ) -> Result<()> {
-        for volume in &record.volumes {
+        let identities: Vec<_> = record.volumes.iter().map(|it| &it.identity).collect();
+        let numbers = self.volumes.numbers_of(&identities);
+        for (volume, number) in record.volumes.iter().zip(numbers) {
             if !self.is_meant(volume) {
                 continue;
             }
-            // Two volumes of one version may have the same id: a clone beside its original.
-            let own = volume.identity.label();
-            let is_alone = |other: &&IndexedVolume| other.identity.label() == own;
-            let slot = if record.volumes.iter().filter(is_alone).count() > 1 {
-                format!("{own} {}", volume.identity.name())
-            } else {
-                own.to_owned()
-            };
             let (hits, is_cut) = (&mut self.hits, &mut self.report.is_cut);
             let limit = self.request.limit;
             let room = limit.saturating_sub(self.report.files.len());
@@ -363,7 +360,7 @@ impl OneName<'_> {
                 volume,
                 self.context.cancel,
                 &mut |found| {
-                    let key = (slot.clone(), found.path.to_vec());
+                    let key = (number, found.path.to_vec());
                     // What is gone from the newest version is only known at the end.
                     let is_full = hits.len() >= room.max(1).saturating_mul(4).max(100_000);
                     if is_full && !hits.contains_key(&key) {

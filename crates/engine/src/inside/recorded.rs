@@ -133,9 +133,7 @@ impl RecordedDisk {
         if let Some(last) = notes.last_mut()
             && last.end() == start
         {
-            let more = end
-                .saturating_sub(start)
-                .next_multiple_of(BLOCK_SIZE_BYTES);
+            let more = end.saturating_sub(start).next_multiple_of(BLOCK_SIZE_BYTES);
             last.length_bytes = last.length_bytes.saturating_add(more);
             return Ok(());
         }
