@@ -81,6 +81,35 @@ fn a_system_in_a_subvolume_over_two_disks_is_told_and_a_lost_disk_is_named() {
 }
 
 #[test]
+fn versions_of_two_disks_are_looked_into_together() {
+    let site = Site::new();
+    if !make(&site) {
+        return;
+    }
+    let repository = site.init("repo");
+    for (name, disk) in [("one", "disk1.raw"), ("two", "disk2.raw")] {
+        let disk = site.path(disk);
+        repository
+            .disk("backup", &[text(&disk), "--name", name])
+            .expect(0);
+    }
+    let seen = repository.disk("inspect", &["one"]).expect(3).json();
+    assert_eq!(
+        seen["volumes"][1]["missing"].as_array().map(Vec::len),
+        Some(1)
+    );
+    let seen = repository.disk("inspect", &["one", "--with", "two@1"]);
+    let seen = seen.expect(0).json();
+    assert_eq!(seen["volumes"].as_array().map(Vec::len), Some(3));
+    let arguments = ["one", "/@home/letter", "--with", "two", "--to"];
+    let out = site.path("out");
+    let report = repository.disk("extract", &[&arguments[..], &[text(&out)]].concat());
+    assert_eq!(report.expect(0).json()["files"], 1);
+    let found = std::fs::read(out.join("@home/letter")).expect("the letter");
+    assert_eq!(found, b"kept\n");
+}
+
+#[test]
 fn beside_another_default_subvolume_the_top_level_is_within_reach() {
     let site = Site::new();
     if !make(&site) {
