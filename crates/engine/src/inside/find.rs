@@ -20,8 +20,8 @@ use super::VolumeNumber;
 use super::chain::{ChainScope, LookCost, VersionChain, VersionStamp, ends_all, visible_points};
 use super::identity::VolumesOfChain;
 use super::names::{
-    FileKey, Keeping, KnownFile, NameKind, NameSearch, Segments, VersionRecord, Wanted, enumerate,
-    index_version,
+    Built, FileKey, Keeping, KnownFile, NameKind, NameSearch, Segments, VersionRecord, Wanted,
+    enumerate, index_version,
 };
 use super::place::{components, display_path};
 use super::{Separators, names::IndexedVolume};
@@ -271,7 +271,13 @@ impl OneName<'_> {
             .blocks_fetched
             .saturating_add(self.chain.blocks_fetched());
         told?;
-        self.index.flush()
+        if let Err(error) = self.index.flush() {
+            let why = explained(&error);
+            let text = format!("the index of names could not be kept: {why}");
+            self.context.progress.warn(&text);
+            self.report.is_index_kept = false;
+        }
+        Ok(())
     }
 
     fn search_all(
@@ -293,8 +299,7 @@ impl OneName<'_> {
                 points.get(at + 1),
             );
             let beside: Vec<&RecoveryPoint> = [beside.0, beside.1].into_iter().flatten().collect();
-            let made = index_version(&self.chain, point, &beside, &mut self.index, self.context);
-            let (record, built) = match made {
+            let (record, built) = match self.searched((at, point), &beside, search) {
                 Ok(made) => made,
                 Err(error) if ends_all(&error) => return Err(error),
                 Err(error) => {
@@ -318,9 +323,33 @@ impl OneName<'_> {
             for (number, why) in &record.skipped {
                 self.damage(format!("{version}: volume {number}: {why}"));
             }
-            self.search_one(at, &record, search)?;
         }
         Ok(())
+    }
+
+    /// Indexes and searches one version; once more for whatever of the index turns out to be damaged meanwhile.
+    fn searched(
+        &mut self,
+        (at, point): (usize, &RecoveryPoint),
+        beside: &[&RecoveryPoint],
+        search: &mut NameSearch,
+    ) -> Result<(VersionRecord, Built)> {
+        // Each fault drops a segment, or records that need one that is gone.
+        let most = self.index.count().saturating_add(2);
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            let faults = self.index.faults();
+            let made = index_version(&self.chain, point, beside, &mut self.index, self.context)
+                .and_then(|made| {
+                    self.search_one(at, &made.0, search)?;
+                    Ok(made)
+                });
+            match made {
+                Err(_) if self.index.faults() != faults && tries < most => {}
+                made => return made,
+            }
+        }
     }
 
     fn damage(&mut self, what: String) {

@@ -27,7 +27,7 @@ use serde::{Deserialize, Serialize};
 use super::VolumeNumber;
 use super::identity::VolumeIdentity;
 
-pub(super) use build::index_version;
+pub(super) use build::{Built, index_version};
 pub(super) use object::NameKind;
 pub(super) use search::{NameSearch, Wanted, enumerate};
 pub(super) use segments::{Keeping, Segments};

@@ -439,3 +439,95 @@ fn a_name_is_found_that_came_to_a_folder_known_by_its_blocks() {
         BTreeMap::from([("/f3/more.txt".to_owned(), vec![3])])
     );
 }
+
+#[test]
+fn a_clone_beside_a_volume_does_not_make_its_files_gone() {
+    if !have_tools() {
+        return;
+    }
+    let world = World::new();
+    let mut guest = Guest::new(17);
+    guest.make_folders(2, 10);
+    guest.write("/f1/kept.txt", b"kept".to_vec());
+    for copies in [1, 2, 2, 1] {
+        world.back_up("vm", &guest.disk().partitioned(copies));
+    }
+    let report = search(&world.repository, "kept", |_| {});
+    let found: Vec<_> = report
+        .files
+        .iter()
+        .map(|file| {
+            let range = file.versions.first().unwrap();
+            (range.first, range.last, file.versions.len())
+        })
+        .collect();
+    assert_eq!(found, [(1, 4, 1), (2, 3, 1)], "{report:?}");
+    let gone = search(&world.repository, "kept", |request| {
+        request.only_gone = true;
+    });
+    assert_eq!(gone.files.len(), 1, "only the one of the clone: {gone:?}");
+}
+
+/// The files of a local index.
+fn sealed_files(folder: &std::path::Path) -> Vec<std::path::PathBuf> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.append(&mut sealed_files(&path));
+        } else if path.extension().is_some_and(|it| it == "sealed") {
+            found.push(path);
+        }
+    }
+    found.sort();
+    found
+}
+
+#[test]
+fn an_index_that_is_damaged_or_gone_in_part_is_made_again_by_the_search_that_meets_it() {
+    if !have_tools() {
+        return;
+    }
+    let world = World::new();
+    let cache = tempfile::tempdir().unwrap();
+    let mut guest = Guest::new(19);
+    guest.make_folders(10, 100_000);
+    for name in ["/f1/one.txt", "/f2/two.txt", "/f3/three.txt"] {
+        guest.write(name, name.as_bytes().to_vec());
+        world.back_up("vm", &guest.disk());
+        // Each version has a segment of its own, and the later ones need the earlier.
+        search(&reopened(&world, &cache), "nothing", |_| {});
+    }
+    let expected = told(&search(&reopened(&world, &cache), "*", |_| {}));
+    let segments = sealed_files(cache.path());
+    assert!(segments.len() >= 3, "{segments:?}");
+    let whole: Vec<Vec<u8>> = segments
+        .iter()
+        .map(|path| std::fs::read(path).unwrap())
+        .collect();
+    let count = segments.len();
+    let all = (0..count).collect::<Vec<_>>();
+    let chosen: Vec<Vec<usize>> = (0..count).map(|at| vec![at]).chain([all]).collect();
+    for is_gone in [false, true] {
+        for hurt in &chosen {
+            for path in sealed_files(cache.path()) {
+                std::fs::remove_file(path).unwrap();
+            }
+            for (at, path) in segments.iter().enumerate() {
+                let mut bytes = whole[at].clone();
+                // Behind the magic and the salt: in the first frame of objects.
+                bytes[45] ^= u8::from(hurt.contains(&at));
+                if !(is_gone && hurt.contains(&at)) {
+                    std::fs::write(path, bytes).unwrap();
+                }
+            }
+            let report = search(&reopened(&world, &cache), "*", |_| {});
+            assert_eq!(told(&report), expected, "{is_gone} {hurt:?}");
+            assert_eq!(report.damage, Vec::<String>::new());
+            assert_eq!(report.versions, 3);
+            let again = search(&reopened(&world, &cache), "*", |_| {});
+            assert_eq!(told(&again), expected, "{is_gone} {hurt:?}");
+            assert_eq!(again.versions_walked, 0, "{is_gone} {hurt:?}");
+        }
+    }
+}

@@ -53,6 +53,8 @@ pub(in crate::inside) struct Built {
 }
 
 /// The record of a version: from the index, from one `beside` it in which nothing that matters differs, or from a walk.
+/// When the index turns out to be damaged meanwhile this fails, [`Segments::faults`] tells that it was for that, and the
+/// next try does without what was damaged.
 pub(in crate::inside) fn index_version(
     chain: &VersionChain<'_>,
     point: &RecoveryPoint,
@@ -80,6 +82,7 @@ pub(in crate::inside) fn index_version(
         }
     }
     let version = chain.look_into(point)?;
+    let faults = index.faults();
     let mut walk = Walk {
         version: &version,
         writer: index.begin()?,
@@ -94,6 +97,11 @@ pub(in crate::inside) fn index_version(
     };
     let outcome = walk.record(point)?;
     let (writer, built) = walk.end();
+    if index.faults() != faults {
+        // Objects were left out because the index had them; it does not any more.
+        let what = "the local index of names is damaged";
+        return Err(Error::new(ErrorKind::Corrupt, what));
+    }
     let kept = if built.damage.is_empty() {
         vec![outcome.clone()]
     } else {

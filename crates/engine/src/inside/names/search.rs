@@ -7,7 +7,7 @@ use guestfs::{FileId, FileName};
 use super::object::{NameKind, ObjectId, decode_tree, each_name};
 use super::{IndexedVolume, Segments};
 use crate::inside::select::Pattern;
-use crate::{Cancellation, Error, ErrorKind, Result};
+use crate::{Cancellation, Result};
 
 /// What names are looked for.
 #[derive(Debug, Clone)]
@@ -171,9 +171,9 @@ fn names_of(
     found: &mut u64,
     visit: &mut dyn FnMut(Found<'_>) -> Result<()>,
 ) -> Result<Vec<(FileName, ObjectId)>> {
-    let malformed = || Error::new(ErrorKind::Corrupt, "the local index of names is malformed");
-    let (listing, children) = decode_tree(&index.object(tree)?).ok_or_else(malformed)?;
-    let listing = index.object(listing)?;
+    let decoded = decode_tree(&index.object(tree)?);
+    let (listed, children) = decoded.ok_or_else(|| index.malformed(tree))?;
+    let listing = index.object(listed)?;
     let mut children = children.into_iter();
     let mut folders = Vec::new();
     let depth = path.len();
@@ -195,6 +195,6 @@ fn names_of(
         outcome.is_ok().then_some(())
     });
     outcome?;
-    whole.ok_or_else(malformed)?;
+    whole.ok_or_else(|| index.malformed(listed))?;
     Ok(folders)
 }

@@ -4,13 +4,15 @@
 //!   segment:  frame of objects (256 KiB) … ‖ directory: where each object lies ‖ keys ‖ records and known files (JSON)
 //! ```
 //!
-//! A segment that cannot be read is passed over and removed when nobody else works: what it held is made again. Many
-//! segments are made one when a run has the folder for itself; what no version needs any more is left out then.
+//! A segment that cannot be opened is passed over and removed when nobody else works: what it held is made again. One that
+//! turns out to be damaged, or gone, while it is used is dropped and removed at once, with all records, since any of them
+//! may need what it held; [`Segments::faults`] counts that, and whoever met it begins its version anew. Many segments are
+//! made one when a run has the folder for itself; what no version needs any more is left out then.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
-use repo::local::{FolderUse, LocalFileReader, LocalFileWriter, LocalFolder};
+use repo::local::{FolderUse, LocalFileId, LocalFileReader, LocalFileWriter, LocalFolder};
 use repo::{PointId, ProtectedName, Repository};
 use serde::{Deserialize, Serialize};
 
@@ -63,7 +65,9 @@ type KeptFrame = ((u32, u32), Arc<Vec<u8>>);
 /// The index of one protected name.
 pub(in crate::inside) struct Segments {
     folder: LocalFolder,
-    readers: Vec<LocalFileReader>,
+    /// Those that were dropped leave a gap: the others keep their numbers.
+    readers: Vec<Option<(LocalFileId, LocalFileReader)>>,
+    faults: u64,
     places: HashMap<ObjectId, Spot>,
     keys: HashMap<ObjectId, ObjectId>,
     pub(in crate::inside) records: BTreeMap<PointId, VersionRecord>,
@@ -107,6 +111,7 @@ impl Segments {
         let mut segments = Self {
             folder,
             readers: Vec::new(),
+            faults: 0,
             places: HashMap::new(),
             keys: HashMap::new(),
             records: BTreeMap::new(),
@@ -116,13 +121,7 @@ impl Segments {
             pending_files: Vec::new(),
         };
         let is_alone = segments.folder.held() == FolderUse::Alone;
-        let ids = segments.folder.files()?;
-        for id in &ids {
-            let opened = segments.folder.open(id).map_err(Error::from);
-            if opened.and_then(|reader| segments.add(reader)).is_err() && is_alone {
-                segments.folder.remove(id)?;
-            }
-        }
+        let ids = segments.load(is_alone)?;
         if is_alone {
             if ids.len() > SEGMENTS_MAX {
                 let old = ids;
@@ -132,9 +131,72 @@ impl Segments {
                     }
                 }
             }
+            let own = segments.folder.files()?;
             segments.folder.share()?;
+            // Somebody may have been alone in between, and made many segments one.
+            if segments.folder.files()? != own {
+                segments.clear();
+                segments.load(false)?;
+            }
         }
         Ok(segments)
+    }
+
+    /// Takes in the segments that are there; those that cannot be read go, if that is for this process to say.
+    fn load(&mut self, is_alone: bool) -> Result<Vec<LocalFileId>> {
+        let ids = self.folder.files()?;
+        for id in &ids {
+            let opened = self.folder.open(id).map_err(Error::from);
+            let added = opened.and_then(|reader| self.add(id.clone(), reader));
+            if added.is_err() && is_alone {
+                self.folder.remove(id)?;
+            }
+        }
+        Ok(ids)
+    }
+
+    /// Forgets all segments.
+    fn clear(&mut self) {
+        self.readers.clear();
+        self.places.clear();
+        self.keys.clear();
+        self.records.clear();
+        self.files.clear();
+        self.frames.clear();
+    }
+
+    /// How often something that should be in the index could not be read so far.
+    pub(in crate::inside) fn faults(&self) -> u64 {
+        self.faults
+    }
+
+    /// Segments that are in use.
+    pub(in crate::inside) fn count(&self) -> usize {
+        self.readers.iter().flatten().count()
+    }
+
+    /// Counts a fault; the segment goes, if it lies in one, and every record, since any may need what it held.
+    fn drop_segment(&mut self, segment: Option<u32>) {
+        self.faults = self.faults.saturating_add(1);
+        self.records.clear();
+        self.pending.clear();
+        let Some(segment) = segment else {
+            return;
+        };
+        let at = usize::try_from(segment).unwrap_or(usize::MAX);
+        if let Some((id, _)) = self.readers.get_mut(at).and_then(Option::take) {
+            // What cannot be removed is met and dropped again by the next run.
+            drop(self.folder.remove(&id));
+        }
+        self.places.retain(|_, spot| spot.segment != segment);
+        self.frames.retain(|((of, _), _)| *of != segment);
+    }
+
+    /// Drops what holds an object that is not what it should be; the error to tell it with.
+    pub(super) fn malformed(&mut self, id: ObjectId) -> Error {
+        let segment = self.places.get(&id).map(|spot| spot.segment);
+        self.drop_segment(segment);
+        damaged("an object is malformed")
     }
 
     /// Whether the next run finds what this one writes.
@@ -143,7 +205,7 @@ impl Segments {
     }
 
     /// Takes a segment in.
-    fn add(&mut self, reader: LocalFileReader) -> Result<()> {
+    fn add(&mut self, id: LocalFileId, reader: LocalFileReader) -> Result<()> {
         let segment = count(self.readers.len())?;
         let frames = reader.frame_count();
         let last = |back: usize| {
@@ -187,7 +249,7 @@ impl Segments {
             return Err(damaged("too many folders"));
         }
         // Nothing is taken in of a segment that is not whole.
-        self.readers.push(reader);
+        self.readers.push(Some((id, reader)));
         self.places.extend(places);
         for row in keys.as_chunks::<KEY_ROW_BYTES>().0 {
             let (key, id) = row.split_at(16);
@@ -222,7 +284,7 @@ impl Segments {
     ) -> Result<()> {
         let id = writer.finish(&Notes { records, files })?;
         let reader = self.folder.open(&id)?;
-        self.add(reader)
+        self.add(id, reader)
     }
 
     /// Takes a record in that needs no new objects; [`Self::flush`] keeps it.
@@ -254,12 +316,20 @@ impl Segments {
         self.places.contains_key(listing).then_some(*listing)
     }
 
-    /// An object.
+    /// An object. When it cannot be read, [`Self::faults`] grows.
     pub(super) fn object(&mut self, id: ObjectId) -> Result<Vec<u8>> {
-        let spot = *self
-            .places
-            .get(&id)
-            .ok_or_else(|| damaged("an object is missing"))?;
+        let spot = self.places.get(&id).copied();
+        let outcome = match spot {
+            Some(spot) => self.object_at(spot),
+            None => Err(damaged("an object is missing")),
+        };
+        if outcome.is_err() {
+            self.drop_segment(spot.map(|spot| spot.segment));
+        }
+        outcome
+    }
+
+    fn object_at(&mut self, spot: Spot) -> Result<Vec<u8>> {
         let frame = self.frame(spot)?;
         let from = usize::try_from(spot.offset).unwrap_or(usize::MAX);
         let length = usize::try_from(spot.length).unwrap_or(usize::MAX);
@@ -279,7 +349,8 @@ impl Segments {
         }
         let reader = usize::try_from(spot.segment)
             .ok()
-            .and_then(|at| self.readers.get(at))
+            .and_then(|at| self.readers.get(at)?.as_ref())
+            .map(|(_, reader)| reader)
             .ok_or_else(|| damaged("a segment is missing"))?;
         let number = usize::try_from(spot.frame).unwrap_or(usize::MAX);
         let frame = Arc::new(reader.frame(number)?);
@@ -328,13 +399,8 @@ impl Segments {
         let id = writer.finish(&Notes { records, files })?;
         let reader = self.folder.open(&id)?;
         // The old segments go: nothing may point into them.
-        self.readers.clear();
-        self.places.clear();
-        self.keys.clear();
-        self.records.clear();
-        self.files.clear();
-        self.frames.clear();
-        self.add(reader)
+        self.clear();
+        self.add(id, reader)
     }
 }
 
@@ -382,7 +448,7 @@ impl SegmentWriter {
         Ok(())
     }
 
-    fn finish(mut self, notes: &Notes) -> Result<repo::local::LocalFileId> {
+    fn finish(mut self, notes: &Notes) -> Result<LocalFileId> {
         if !self.frame.is_empty() {
             self.close_frame()?;
         }

@@ -48,6 +48,26 @@ impl Image {
     }
 }
 
+impl Image {
+    /// A disk with a table of partitions, on which this one is the first partition and, if wanted, the second one, too.
+    pub fn partitioned(&self, copies: usize) -> Self {
+        const GAP: usize = 1 << 20;
+        let mut bytes = vec![0; GAP + 2 * (self.0.len() + GAP)];
+        for number in 0..copies {
+            let at = GAP + number * (self.0.len() + GAP);
+            bytes[at..at + self.0.len()].copy_from_slice(&self.0);
+            let sectors = |length: usize| u32::try_from(length / 512).unwrap().to_le_bytes();
+            let entry = &mut bytes[446 + 16 * number..][..16];
+            entry[4] = 0x83;
+            entry[8..12].copy_from_slice(&sectors(at));
+            entry[12..16].copy_from_slice(&sectors(self.0.len()));
+        }
+        bytes[440..444].copy_from_slice(b"disk");
+        bytes[510..512].copy_from_slice(&[0x55, 0xAA]);
+        Self(bytes)
+    }
+}
+
 impl ReadAt for Image {
     fn size_bytes(&self) -> u64 {
         self.0.len() as u64
