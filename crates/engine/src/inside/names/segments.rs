@@ -97,17 +97,24 @@ fn count(value: usize) -> Result<u32> {
 }
 
 impl Segments {
-    /// Opens the index of a name. `alive` are the versions that there are.
+    /// Opens the index of a name; where what is kept cannot be used, one for this run, and [`Self::is_kept`] says so.
+    /// `alive` are the versions that there are.
     pub(in crate::inside) fn open(
         repository: &Repository,
         name: &ProtectedName,
         alive: &HashSet<PointId>,
         keeping: Keeping,
     ) -> Result<Self> {
-        let folder = match keeping {
-            Keeping::BetweenRuns => repository.local_folder(TOPIC, name)?,
-            Keeping::ThisRun => repository.temporary_folder()?,
-        };
+        if keeping == Keeping::BetweenRuns {
+            let kept = repository.local_folder(TOPIC, name).map_err(Error::from);
+            if let Ok(segments) = kept.and_then(|folder| Self::open_in(folder, alive)) {
+                return Ok(segments);
+            }
+        }
+        Self::open_in(repository.temporary_folder()?, alive)
+    }
+
+    fn open_in(folder: LocalFolder, alive: &HashSet<PointId>) -> Result<Self> {
         let mut segments = Self {
             folder,
             readers: Vec::new(),
