@@ -411,7 +411,7 @@ for folder, folders, files in os.walk(tree):
         path = os.path.join(folder, name)
         inside = os.path.relpath(path, tree)
         told = os.lstat(path)
-        if stat.S_ISFIFO(told.st_mode) or b'\xff' in inside:
+        if stat.S_ISFIFO(told.st_mode) or b'\xff' in inside or b'\\' in inside:
             continue
         is_folder = stat.S_ISDIR(told.st_mode)
         info = names[inside.decode() + ('/' if is_folder else '')]
@@ -425,6 +425,8 @@ for folder, folders, files in os.walk(tree):
             assert info.date_time == tuple(moment)[:6], (inside, info.date_time)
         count += 1
 assert count > 500, count
+assert not any('\\' in name for name in names), names
+assert any(name.startswith('srv/a\nb_c.txt~') for name in names), names
 notes = archive.read('hikae-metadata.jsonl').decode()
 assert '"path":"/srv/pipe"' in notes and 'user.note' in notes and 'no text' in notes, notes
 "#;

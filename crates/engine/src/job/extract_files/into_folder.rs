@@ -293,7 +293,10 @@ impl<'env> IntoFolder<'env> {
             let what = format!("it is one more name of {first}, which was not written");
             Error::new(ErrorKind::NotFound, what)
         };
-        let original = first_folder.look(&first_name)?.ok_or_else(gone)?;
+        // What has the name, but was there before, is another file.
+        let original = first_folder.look(&first_name)?;
+        let original = original.filter(|stat| shared.unfinished.is_touched(stat));
+        let original = original.ok_or_else(gone)?;
         let there = folder.look(&named.host)?;
         let is_same = |stat: &rustix::fs::Stat| {
             (stat.st_dev, stat.st_ino) == (original.st_dev, original.st_ino)

@@ -100,14 +100,16 @@ pub(super) fn host_name(name: &FileName, number: u64, rule: NameRule, is_top: bo
     let bytes = name.as_bytes();
     let ours = [SIDE_FILE, PARTIAL_FOLDER, STREAMS_FOLDER];
     let is_ours = is_top && ours.iter().any(|own| own.as_bytes() == bytes);
-    let is_held = rule == NameRule::Bytes || std::str::from_utf8(bytes).is_ok();
+    // Programs of Windows take a backslash for what parts folders, and `..\\..` for a way out.
+    let is_text = || std::str::from_utf8(bytes).is_ok() && !bytes.contains(&b'\\');
+    let is_held = rule == NameRule::Bytes || is_text();
     if name.is_safe() && !is_ours && is_held && bytes.len() <= NAME_BYTES_MAX {
         return OsStr::from_bytes(bytes).to_owned();
     }
     let plain: Vec<u8> = bytes
         .iter()
         .map(|byte| {
-            if matches!(byte, 0 | b'/') {
+            if matches!(byte, 0 | b'/') || (rule == NameRule::Text && *byte == b'\\') {
                 b'_'
             } else {
                 *byte

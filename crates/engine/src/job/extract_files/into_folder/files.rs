@@ -221,7 +221,13 @@ impl Shared<'_> {
             _ => false,
         } && is_time(metadata.times.modified, &stat);
         if is_ours && is_alike {
-            let is_finished = match (self.unfinished.trust, source) {
+            // Whoever wants it verified, or its hash, does not want to hear what size and time promise.
+            let is_believed = self.check == Check::None && !self.has_manifest;
+            let trust = match self.unfinished.trust {
+                Trust::Times if !is_believed => Trust::Bytes,
+                trust => trust,
+            };
+            let is_finished = match (trust, source) {
                 (Trust::Times, _) => true,
                 (Trust::Bytes, Some(source)) => match folder.open_plain(&it.host)? {
                     Some(file) => content::is_equal(source, &file, self.context.cancel)?,

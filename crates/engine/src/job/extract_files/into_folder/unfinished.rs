@@ -127,7 +127,12 @@ impl Unfinished {
 
     /// Whether something in the target was made, or touched, since the extraction began.
     pub(super) fn is_ours(&self, stat: &Stat) -> bool {
-        self.trust != Trust::Nothing && changed(stat) >= self.since
+        self.trust != Trust::Nothing && self.is_touched(stat)
+    }
+
+    /// The same, whether there is anything to go on from or not: what was there before is not meant.
+    pub(super) fn is_touched(&self, stat: &Stat) -> bool {
+        changed(stat) >= self.since
     }
 
     /// The notes so far, to be added to.
