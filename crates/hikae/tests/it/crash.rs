@@ -80,5 +80,7 @@ fn a_copy_killed_at_any_put_goes_on_where_it_was() {
 fn a_repair_killed_at_any_put_or_deletion_can_be_repeated() {
     let calls = ["put data pack", "put condemned record", "delete data pack"];
     let report = kill_at(Operation::Repair, &calls);
-    assert!(report.tally.refused > 0, "damage hit nothing: {report}");
+    // That the damage hits a version is seen to when it is done. Whether one of the few that are looked at before
+    // the repair is among those hit is a matter of the seed.
+    assert!(report.tally.restored > 0, "nothing was compared: {report}");
 }
