@@ -21,19 +21,19 @@ fn made(encryption: Encryption, cache: Option<&Path>) -> Repository {
     };
     let environment = Environment::system("tests of local files");
     let store = Arc::new(MemoryStore::new());
-    let created = Repository::create(store, &options, &open, &environment).unwrap();
+    let created = Repository::create(store, &options, &open, &environment).expect("as it was made");
     created.repository
 }
 
 fn name() -> ProtectedName {
-    ProtectedName::new("vm").unwrap()
+    ProtectedName::new("vm").expect("as it was made")
 }
 
 /// Every file below a folder.
 fn files_below(folder: &Path) -> Vec<PathBuf> {
     let mut files = Vec::new();
-    for entry in fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
+    for entry in fs::read_dir(folder).expect("as it was made") {
+        let path = entry.expect("as it was made").path();
         if path.is_dir() {
             files.extend(files_below(&path));
         } else {
@@ -45,56 +45,81 @@ fn files_below(folder: &Path) -> Vec<PathBuf> {
 
 #[test]
 fn frames_come_back_and_tell_nothing_to_whoever_has_the_cache_alone() {
-    let cache = tempfile::tempdir().unwrap();
+    let cache = tempfile::tempdir().expect("as it was made");
     let repository = made(Encryption::Aes256Gcm, Some(cache.path()));
     let secret = b"a very secret name ".repeat(40);
     let id = {
-        let folder = repository.local_folder("names", &name()).unwrap();
+        let folder = repository
+            .local_folder("names", &name())
+            .expect("as it was made");
         assert!(folder.is_kept());
-        let mut writer = folder.create().unwrap();
-        assert_eq!(writer.frame(&secret).unwrap(), 0);
-        assert_eq!(writer.frame(b"").unwrap(), 1);
+        let mut writer = folder.create().expect("as it was made");
+        assert_eq!(writer.frame(&secret).expect("as it was made"), 0);
+        assert_eq!(writer.frame(b"").expect("as it was made"), 1);
         // Nothing is visible before its end.
-        assert_eq!(folder.files().unwrap(), []);
-        writer.finish().unwrap()
+        assert_eq!(folder.files().expect("as it was made"), []);
+        writer.finish().expect("as it was made")
     };
-    let folder = repository.local_folder("names", &name()).unwrap();
-    assert_eq!(folder.files().unwrap(), [id.clone()]);
-    let reader = folder.open(&id).unwrap();
+    let folder = repository
+        .local_folder("names", &name())
+        .expect("as it was made");
+    assert_eq!(
+        folder.files().expect("as it was made"),
+        std::slice::from_ref(&id)
+    );
+    let reader = folder.open(&id).expect("as it was made");
     assert_eq!(reader.frame_count(), 2);
-    assert_eq!(reader.frame(0).unwrap(), secret);
-    assert_eq!(reader.frame(1).unwrap(), b"");
+    assert_eq!(reader.frame(0).expect("as it was made"), secret);
+    assert_eq!(reader.frame(1).expect("as it was made"), b"");
     assert_eq!(reader.frame(2).unwrap_err().kind(), ErrorKind::Local);
     for file in files_below(cache.path()) {
-        let bytes = fs::read(&file).unwrap();
+        let bytes = fs::read(&file).expect("as it was made");
         assert!(!bytes.windows(6).any(|part| part == b"secret"), "{file:?}");
         assert!(!file.display().to_string().contains("/vm"));
     }
     // Another repository's key opens nothing.
-    let other = tempfile::tempdir().unwrap();
+    let other = tempfile::tempdir().expect("as it was made");
     let stranger = made(Encryption::Aes256Gcm, Some(other.path()));
-    let theirs = stranger.local_folder("names", &name()).unwrap();
+    let theirs = stranger
+        .local_folder("names", &name())
+        .expect("as it was made");
     let from = files_below(cache.path());
-    let from = from.iter().find(|path| path.extension().is_some()).unwrap();
-    let to = files_below(other.path()).pop().unwrap();
-    fs::copy(from, to.with_file_name(from.file_name().unwrap())).unwrap();
-    assert!(theirs.open(&theirs.files().unwrap()[0]).is_err());
+    let from = from
+        .iter()
+        .find(|path| path.extension().is_some())
+        .expect("as it was made");
+    let to = files_below(other.path()).pop().expect("as it was made");
+    fs::copy(
+        from,
+        to.with_file_name(from.file_name().expect("as it was made")),
+    )
+    .expect("as it was made");
+    assert!(
+        theirs
+            .open(&theirs.files().expect("as it was made")[0])
+            .is_err()
+    );
 }
 
 #[test]
 fn no_damage_gives_a_wrong_byte() {
-    let cache = tempfile::tempdir().unwrap();
+    let cache = tempfile::tempdir().expect("as it was made");
     let repository = made(Encryption::None, Some(cache.path()));
-    let folder = repository.local_folder("names", &name()).unwrap();
-    let mut writer = folder.create().unwrap();
-    writer.frame(b"one").unwrap();
-    writer.frame(b"two").unwrap();
-    let id = writer.finish().unwrap();
+    let folder = repository
+        .local_folder("names", &name())
+        .expect("as it was made");
+    let mut writer = folder.create().expect("as it was made");
+    writer.frame(b"one").expect("as it was made");
+    writer.frame(b"two").expect("as it was made");
+    let id = writer.finish().expect("as it was made");
     let path = files_below(cache.path());
-    let path = path.iter().find(|path| path.extension().is_some()).unwrap();
-    let whole = fs::read(path).unwrap();
+    let path = path
+        .iter()
+        .find(|path| path.extension().is_some())
+        .expect("as it was made");
+    let whole = fs::read(path).expect("as it was made");
     let expect_refused = |bytes: &[u8], what: &str| {
-        fs::write(path, bytes).unwrap();
+        fs::write(path, bytes).expect("as it was made");
         if let Ok(reader) = folder.open(&id) {
             let frames = [reader.frame(0), reader.frame(1)];
             assert!(frames.iter().any(Result::is_err), "{what}");
@@ -111,33 +136,55 @@ fn no_damage_gives_a_wrong_byte() {
         expect_refused(&bytes, &format!("byte {at}"));
         expect_refused(&whole[..at], &format!("cut at {at}"));
     }
-    fs::write(path, &whole).unwrap();
-    assert_eq!(folder.open(&id).unwrap().frame(1).unwrap(), b"two");
+    fs::write(path, &whole).expect("as it was made");
+    assert_eq!(
+        folder
+            .open(&id)
+            .expect("as it was made")
+            .frame(1)
+            .expect("as it was made"),
+        b"two"
+    );
 }
 
 #[test]
 fn who_is_alone_tidies_up_and_who_is_not_leaves_all_as_it_is() {
-    let cache = tempfile::tempdir().unwrap();
+    let cache = tempfile::tempdir().expect("as it was made");
     let repository = made(Encryption::Aes256Gcm, Some(cache.path()));
-    let mut first = repository.local_folder("names", &name()).unwrap();
+    let mut first = repository
+        .local_folder("names", &name())
+        .expect("as it was made");
     assert_eq!(first.held(), FolderUse::Alone);
-    first.share().unwrap();
-    let left_over = files_below(cache.path()).pop().unwrap();
+    first.share().expect("as it was made");
+    let left_over = files_below(cache.path()).pop().expect("as it was made");
     let left_over = left_over.with_file_name("tmp-left-over");
-    fs::write(&left_over, b"half").unwrap();
-    let second = repository.local_folder("names", &name()).unwrap();
+    fs::write(&left_over, b"half").expect("as it was made");
+    let second = repository
+        .local_folder("names", &name())
+        .expect("as it was made");
     assert_eq!(second.held(), FolderUse::Shared);
     assert!(left_over.exists(), "somebody may be writing it");
     drop((first, second));
-    let alone = repository.local_folder("names", &name()).unwrap();
+    let alone = repository
+        .local_folder("names", &name())
+        .expect("as it was made");
     assert_eq!(alone.held(), FolderUse::Alone);
     assert!(!left_over.exists());
     // Where nothing can be kept, a folder is there for as long as it is used.
     let temporary = made(Encryption::None, None);
-    let folder = temporary.local_folder("names", &name()).unwrap();
+    let folder = temporary
+        .local_folder("names", &name())
+        .expect("as it was made");
     assert!(!folder.is_kept());
-    let mut writer = folder.create().unwrap();
-    writer.frame(b"now").unwrap();
-    let id = writer.finish().unwrap();
-    assert_eq!(folder.open(&id).unwrap().frame(0).unwrap(), b"now");
+    let mut writer = folder.create().expect("as it was made");
+    writer.frame(b"now").expect("as it was made");
+    let id = writer.finish().expect("as it was made");
+    assert_eq!(
+        folder
+            .open(&id)
+            .expect("as it was made")
+            .frame(0)
+            .expect("as it was made"),
+        b"now"
+    );
 }
