@@ -387,11 +387,12 @@ fn measure(
             let mut runs = BlockRuns::new(disk.size_bytes());
             let fate = match &file.fate {
                 FileFate::Keep(why) => Err(why.clone()),
-                FileFate::LeaveOut { from_bytes } => {
-                    files::ranges(&**fs, file, *from_bytes, &mut |range| {
-                        runs.add(pieces, inner(range, pieces));
-                    })
-                }
+                FileFate::LeaveOut {
+                    from_bytes,
+                    to_bytes,
+                } => files::ranges(&**fs, file, (*from_bytes, *to_bytes), &mut |range| {
+                    runs.add(pieces, inner(range, pieces));
+                }),
             };
             runs.drop_zeros(disk);
             let left_out_bytes = if fate.is_ok() { runs.total_bytes() } else { 0 };

@@ -333,6 +333,12 @@ impl FileSystem for ExtFileSystem {
                 "what is in use is not known for sure: {why}"
             )));
         }
+        let unknown = self.ext.superblock.unknown_to_bitmaps();
+        if unknown != 0 {
+            return Err(Error::unsupported(format!(
+                "what is in use is not known for sure: features {unknown:#x}"
+            )));
+        }
         self.ext.used(visit)
     }
 

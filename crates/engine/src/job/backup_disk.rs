@@ -20,6 +20,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 
 use block::diff::LeafDifferences;
 use block::sync::{LeftOut, SyncStats, Unreadable};
@@ -41,6 +42,9 @@ use crate::{Error, ErrorKind, Result};
 /// Most ranges that a report or a comparison with an interrupted transfer keeps apart.
 const MAX_RANGES: usize = 65_536;
 
+/// Asked right before a version is committed: an error ends the job, and nothing new is visible.
+pub type CommitCheck = Arc<dyn Fn() -> Result<()> + Send + Sync>;
+
 /// What is to be backed up, and how.
 #[derive(Clone)]
 pub struct BackupRequest {
@@ -57,6 +61,8 @@ pub struct BackupRequest {
     pub tracking_since: Option<u64>,
     /// Ranges left out on purpose; they come back as zeros.
     pub left_out: Option<Omissions>,
+    /// What must still hold when all was transferred: that the source is the one that [`Self::left_out`] was told of.
+    pub commit_check: Option<CommitCheck>,
     /// What to do with unreadable ranges.
     pub unreadable: Unreadable,
     /// What the checkpoint reached.
@@ -83,6 +89,7 @@ impl BackupRequest {
             tracking: None,
             tracking_since: None,
             left_out: None,
+            commit_check: None,
             unreadable: Unreadable::Fail,
             consistency: Consistency::Crash,
             source: UnknownFields::new(),
@@ -405,6 +412,9 @@ fn run(
             return Err(error);
         }
     };
+    if let Some(check) = &request.commit_check {
+        steps.step("check the source", &name, || check())?;
+    }
     steps.step("commit", &name, || {
         commit(session, request, &plan, transferred)
     })

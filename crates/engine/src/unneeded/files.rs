@@ -38,8 +38,10 @@ const PAGE_BYTES: usize = 4_096;
 pub(super) enum FileFate {
     /// Left out from here on.
     LeaveOut {
-        /// Byte of the file.
+        /// First byte of the file.
         from_bytes: u64,
+        /// Up to here, or to its end.
+        to_bytes: u64,
     },
     /// Kept, for this reason.
     Keep(String),
@@ -79,7 +81,13 @@ pub(super) fn find(
     let mut asleep = None;
     for (path, file, state) in found {
         let fate = match state {
-            Ok(State::Unneeded { from_bytes }) => FileFate::LeaveOut { from_bytes },
+            Ok(State::Unneeded {
+                from_bytes,
+                to_bytes,
+            }) => FileFate::LeaveOut {
+                from_bytes,
+                to_bytes,
+            },
             Ok(State::Needed(why)) => FileFate::Keep(why.to_owned()),
             Ok(State::Asleep(system)) => {
                 asleep = Some(format!("volume {number} holds a sleeping {system}: {path}"));
@@ -100,7 +108,7 @@ pub(super) fn find(
 
 /// What the beginning of a file tells.
 enum State {
-    Unneeded { from_bytes: u64 },
+    Unneeded { from_bytes: u64, to_bytes: u64 },
     Needed(&'static str),
     Asleep(&'static str),
     PerhapsAsleep(&'static str),
@@ -142,14 +150,20 @@ fn windows_state(fs: &dyn FileSystem, file: FileId, name: &str) -> Result<State>
     let mark = head.get(..4).unwrap_or_default().to_ascii_lowercase();
     Ok(match (name, mark.as_slice()) {
         ("hiberfil.sys", b"hibr" | b"rstr") => State::Asleep("Windows"),
-        ("hiberfil.sys", b"wake") => State::Unneeded { from_bytes: 0 },
+        ("hiberfil.sys", b"wake") => State::Unneeded {
+            from_bytes: 0,
+            to_bytes: u64::MAX,
+        },
         ("hiberfil.sys", _) if head.iter().any(|byte| *byte != 0) => {
             State::PerhapsAsleep("Windows")
         }
         ("pagefile.sys", b"page") if head.get(4..8).is_some_and(is_dump) => {
             State::Needed("it holds a crash dump that Windows has not saved yet")
         }
-        _ => State::Unneeded { from_bytes: 0 },
+        _ => State::Unneeded {
+            from_bytes: 0,
+            to_bytes: u64::MAX,
+        },
     })
 }
 
@@ -233,11 +247,14 @@ fn swap_state(fs: &dyn FileSystem, file: FileId) -> Result<State> {
     if metadata.kind != FileKind::Regular || metadata.obstacle.is_some() {
         return Ok(State::Needed("it is no plain file"));
     }
+    if metadata.link_count != 1 {
+        return Ok(State::Needed("it has more names than one"));
+    }
     let reader = fs.open(file, None)?;
     Ok(match swap::head(&*reader)? {
         SwapHead::Asleep => State::Asleep("Linux"),
         SwapHead::Other => State::PerhapsAsleep("Linux"),
-        SwapHead::Used(_) => {
+        SwapHead::Used(end_bytes) => {
             // With holes it could not be used, and where its bytes lie would not tell which of the file they are.
             let mut allocated = 0_u64;
             fs.file_ranges(file, &mut |range| {
@@ -247,29 +264,32 @@ fn swap_state(fs: &dyn FileSystem, file: FileId) -> Result<State> {
             if allocated < reader.size_bytes() {
                 State::Needed("it has holes")
             } else {
+                // What its header does not claim may be anything.
                 State::Unneeded {
                     from_bytes: swap::HEADER_BYTES,
+                    to_bytes: end_bytes,
                 }
             }
         }
     })
 }
 
-/// Tells where the contents of a file lie, from a byte of it on; or why that is not known.
+/// Tells where the contents of a file lie, between two bytes of it; or why that is not known.
 pub(super) fn ranges(
     fs: &dyn FileSystem,
     file: &SpecialFile,
-    from_bytes: u64,
+    (from_bytes, to_bytes): (u64, u64),
     add: &mut dyn FnMut(VolumeRange),
 ) -> std::result::Result<(), String> {
     let mut passed = 0_u64;
     fs.file_ranges(file.file, &mut |range| {
         let skip = from_bytes.saturating_sub(passed).min(range.length_bytes);
+        let end = to_bytes.saturating_sub(passed).min(range.length_bytes);
         passed = passed.saturating_add(range.length_bytes);
-        if skip < range.length_bytes {
+        if skip < end {
             add(VolumeRange {
                 offset: range.offset.saturating_add(skip),
-                length_bytes: range.length_bytes.saturating_sub(skip),
+                length_bytes: end.saturating_sub(skip),
             });
         }
         ControlFlow::Continue(())

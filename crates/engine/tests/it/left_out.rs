@@ -457,3 +457,20 @@ fn a_disk_that_cannot_be_read_is_kept_whole_and_says_so() {
     assert_eq!(seen.omissions, None);
     assert!(seen.kept_because.unwrap().contains("block 0"));
 }
+
+#[test]
+fn a_source_that_is_no_longer_the_same_makes_no_version_and_the_next_run_is_right() {
+    let world = World::new();
+    let disk = SparseDisk::filled(LENGTH, 0..60, 3);
+    let mut refused = request("vm");
+    refused.left_out = omissions(10..50);
+    refused.commit_check = Some(Arc::new(|| {
+        Err(engine::Error::new(ErrorKind::Refused, "it changed"))
+    }));
+    let error = world.back_up_with(&refused, &disk).expect_err("refused");
+    assert_eq!(error.kind(), ErrorKind::Refused);
+    assert_eq!(world.point_count(), 0);
+    // By now what was left out is in use; what the refused run stored does not speak of it.
+    world.back_up("vm", &disk);
+    same_bytes(&world.read("vm"), &disk.bytes());
+}

@@ -81,6 +81,9 @@ pub(super) mod ro_compat {
     pub const BIGALLOC: u32 = 0x200;
     pub const METADATA_CHECKSUM: u32 = 0x400;
 
+    /// All that Linux knows and that leaves the meaning of block bitmaps as it is. Snapshots and shared blocks do not.
+    pub const KEEPS_BITMAPS: u32 = 0x1_B77F;
+
     /// What ext3 has; anything more makes it ext4.
     pub const EXT3: u32 = 0x7;
 }
@@ -249,6 +252,11 @@ impl Superblock {
 
     pub fn has_ro_compat(&self, feature: u32) -> bool {
         self.ro_compat & feature != 0
+    }
+
+    /// Features that a reader of files need not know, but that may change what a bit of a block bitmap means.
+    pub fn unknown_to_bitmaps(&self) -> u32 {
+        self.ro_compat & !ro_compat::KEEPS_BITMAPS
     }
 
     /// Whether structures carry a crc32c.

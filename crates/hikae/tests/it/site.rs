@@ -312,6 +312,14 @@ impl Running {
         }
     }
 
+    /// Whether it was stopped, by itself or by somebody.
+    pub fn stands_still(&self) -> bool {
+        let path = format!("/proc/{}/stat", self.pid().as_raw_nonzero());
+        let stat = std::fs::read_to_string(path).unwrap_or_default();
+        let state = stat.rsplit_once(") ").map(|(_, rest)| rest);
+        state.is_some_and(|state| state.starts_with('T'))
+    }
+
     /// Sends a signal; a process that has just ended is none the worse for it.
     pub fn signal(&self, signal: Signal) {
         match rustix::process::kill_process(self.pid(), signal) {

@@ -250,6 +250,43 @@ fn by_a_table_that_systems_may_not_go_by_nothing_is_left_out() {
 }
 
 #[test]
+fn an_image_that_is_written_to_meanwhile_makes_no_version() {
+    use std::os::unix::fs::FileExt;
+    let Some(scene) = Scene::begin(&EXT4) else {
+        return;
+    };
+    let repository = scene.site.init("repo");
+    scene.change(&EXT4, 1);
+    let whole = scene.disk();
+    let path = scene.site.path("disk.raw");
+    let image = path.to_str().expect("text");
+    let arguments = [image, "--name", "vm", "--skip-unneeded"];
+    let mut command = scene
+        .site
+        .command(repository.disk_arguments("backup", &arguments));
+    // It stands still when the free space was looked at and nothing is read yet.
+    command
+        .env("HIKAE_TRACE_STORE", scene.site.path("trace"))
+        .env("HIKAE_TRACE_STOP", "before:0:put:leases/:1");
+    let running = scene.site.start_command(command);
+    running.wait_until("it stands still", || running.stands_still());
+    let disk = fs::File::options()
+        .write(true)
+        .open(&path)
+        .expect("the disk");
+    disk.write_all_at(&whole[..512], 0)
+        .expect("the same bytes again");
+    running.signal(rustix::process::Signal::CONT);
+    let outcome = running.wait().expect(1);
+    let problem = outcome.json();
+    assert!(problem.to_string().contains("changed while"), "{problem}");
+    assert_eq!(repository.versions("vm").len(), 0);
+    scene.back_up(&repository, &["--name", "vm", "--skip-unneeded"]);
+    let restored = scene.restored(&repository, "vm");
+    scene.expect_sound(&EXT4, &whole, &restored);
+}
+
+#[test]
 fn a_swap_file_of_linux_keeps_its_header_and_a_live_journal_is_followed() {
     let Some(scene) = Scene::begin(&EXT4) else {
         return;

@@ -1,8 +1,11 @@
 //! `--skip-unneeded`: what is left out of an image, volume by volume.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::SystemTime;
 
-use engine::job::backup_disk::BackupRequest;
+use engine::ErrorKind;
+use engine::job::backup_disk::{BackupRequest, CommitCheck};
 use engine::job::{JobContext, NoJournal};
 use engine::unneeded::{UnneededPlan, UnneededVolume, plan_unneeded};
 
@@ -11,6 +14,47 @@ use crate::progress::{Bars, cancellation};
 
 /// Most volumes that a version tells of.
 const MAX_RECORDED_VOLUMES: usize = 256;
+
+/// What a file of an image was like when it was looked at.
+#[derive(PartialEq, Eq)]
+struct Stamp {
+    path: PathBuf,
+    size_bytes: u64,
+    modified: SystemTime,
+}
+
+impl Stamp {
+    /// `None` for what has no such time of its own: a device.
+    fn of(path: &Path) -> engine::Result<Option<Self>> {
+        let failed = |error| {
+            let what = format!("looking at {}", path.display());
+            engine::Error::new(ErrorKind::Io, what).caused_by(error)
+        };
+        let metadata = std::fs::metadata(path).map_err(failed)?;
+        if !metadata.is_file() {
+            return Ok(None);
+        }
+        Ok(Some(Self {
+            path: path.to_owned(),
+            size_bytes: metadata.len(),
+            modified: metadata.modified().map_err(failed)?,
+        }))
+    }
+
+    /// What is free was told of the file as it was then: if it was written to since, that may hold files by now.
+    fn check(&self) -> engine::Result<()> {
+        if Self::of(&self.path)?.as_ref() == Some(self) {
+            return Ok(());
+        }
+        let what = format!(
+            "{} changed while it was backed up, so that what is left out may be in use by now",
+            self.path.display()
+        );
+        Err(engine::Error::new(ErrorKind::Refused, what).advised(
+            "Back up a snapshot, or the disk of a machine that is off; or leave --skip-unneeded away",
+        ))
+    }
+}
 
 /// Looks at an image and makes a request leave out what it may; whatever another image had left out is forgotten.
 pub(super) fn leave_out(
@@ -25,11 +69,25 @@ pub(super) fn leave_out(
         cancel: &cancel,
         journal: &NoJournal,
     };
+    let mut stamps = Vec::new();
+    for layer in image.chain() {
+        match Stamp::of(layer.path())? {
+            Some(stamp) => stamps.push(stamp),
+            None => output.note(&format!(
+                "{} is a device: nothing tells whether it changes meanwhile. It must not.",
+                layer.path().display()
+            )),
+        }
+    }
     let disk: Arc<dyn block::ReadAt> = Arc::<vdisk::Image>::clone(image);
     let planned = plan_unneeded(disk, context);
     engine::Progress::end(&bars);
     let planned = planned?;
     request.left_out.clone_from(&planned.omissions);
+    request.commit_check = planned.omissions.is_some().then(|| {
+        let check: CommitCheck = Arc::new(move || stamps.iter().try_for_each(Stamp::check));
+        check
+    });
     let told: Vec<&UnneededVolume> = planned.volumes.iter().take(MAX_RECORDED_VOLUMES).collect();
     let told = serde_json::to_value(told)?;
     request.source.insert("left_out".to_owned(), told);
