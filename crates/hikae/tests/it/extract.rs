@@ -502,8 +502,11 @@ fn a_killed_extraction_goes_on_where_it_stopped() {
         });
         let ended = run.kill_after(Duration::from_millis(milliseconds));
         if ended.status.success() {
-            // Fast enough to be done: begun anew by the next one.
             kept += ended.json()["kept"].as_u64().expect("a number");
+        }
+        if !out.join(".hikae-partial/job.json").exists() {
+            // Fast enough to be done, if not to say so: begun anew by the next one.
+            expect_same(&put_in(&tree), &seen(&out));
             fs::remove_dir_all(&out).expect("removed");
         }
     }
@@ -815,4 +818,37 @@ fn a_listing_ends_when_nobody_reads_on() {
     assert!(ended.stderr.is_empty(), "{ended:?}");
     let whole = image(&site, &["ls", text(&volume), "/"]).expect(0).json();
     assert_eq!(whole["files"].as_array().map(Vec::len), Some(5001));
+}
+
+#[test]
+fn further_names_of_a_file_that_cannot_be_read_are_told_and_are_nobody_elses() {
+    if !have(&["mke2fs", "debugfs", "tar"]) {
+        return;
+    }
+    let site = Site::new();
+    let (tree, volume, out) = (site.path("tree"), site.path("volume"), site.path("out"));
+    fs::create_dir_all(tree.join("sub")).expect("a folder");
+    fs::write(tree.join("x"), vec![7; 100_000]).expect("a file");
+    fs::hard_link(tree.join("x"), tree.join("sub/y")).expect("a twin");
+    make_ext4(&volume, &tree, 20 * MIB);
+    // Its blocks lie where there are none.
+    let change = "set_inode_field /x block[5] 0xFFFFFFF";
+    tool(
+        Command::new("debugfs")
+            .args(["-w", "-R", change])
+            .arg(&volume),
+    );
+    // Something else has the first name there already.
+    fs::create_dir(&out).expect("a folder");
+    fs::write(out.join("x"), b"of yesterday").expect("a file");
+    let arguments = ["extract", text(&volume), "/x", "/sub", "--overwrite"];
+    let report = image(&site, &[&arguments[..], &["--to", text(&out)]].concat()).expect(3);
+    assert_eq!(report.json()["failed"], 2, "{}", report.json());
+    assert!(!out.join("sub/y").exists());
+    let tar = site.path("a.tar");
+    let report = image(&site, &[&arguments[..], &["--tar", text(&tar)]].concat()).expect(3);
+    assert_eq!(report.json()["failed"], 2, "{}", report.json());
+    let listed = tool(Command::new("tar").arg("-tvf").arg(&tar));
+    let listed = String::from_utf8_lossy(&listed).into_owned();
+    assert!(!listed.contains("sub/y"), "{listed}");
 }

@@ -16,6 +16,7 @@ mod pack;
 mod tar;
 mod zip;
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::io::{BufWriter, Seek, SeekFrom, Write};
 use std::path::PathBuf;
@@ -94,6 +95,8 @@ struct IntoArchive<'env> {
     volume: usize,
     trail: Trail,
     links: LinkTable,
+    /// Of the first names in `links`, those that the archive holds whole.
+    first_names: HashSet<Box<[u8]>>,
     manifest: Option<ManifestWriter>,
     output: Output,
     directory: BufWriter<File>,
@@ -150,6 +153,7 @@ pub(super) fn extract(
             volume: 0,
             trail: Trail::new(rule),
             links: LinkTable::default(),
+            first_names: HashSet::new(),
             manifest,
             output,
             directory,
@@ -223,6 +227,7 @@ impl<'env> IntoArchive<'env> {
             self.record(&record)?;
         }
         self.notes.write_all(&packed.notes).map_err(spool_failed)?;
+        self.first_names.extend(packed.first_names);
         if let Some(manifest) = &mut self.manifest {
             manifest.add(&packed.done.manifest)?;
         }
@@ -284,6 +289,11 @@ impl<'env> IntoArchive<'env> {
         first: &[u8],
         packed: &mut Packed,
     ) -> Result<()> {
+        if !self.first_names.contains(first) {
+            let first = String::from_utf8_lossy(first).into_owned();
+            let what = format!("it is one more name of {first}, which is not in the archive whole");
+            return Err(Error::new(ErrorKind::NotFound, what));
+        }
         let beside = self.shared.beside(fs, volume, named)?;
         let mut another = member(named, &beside, first);
         another.is_another_name = true;
@@ -374,6 +384,9 @@ impl<'env> IntoArchive<'env> {
             packed.done.fail(&large.named.source, &why);
         }
         if let Some(beside) = &mut large.beside {
+            if large.failure.is_none() && large.named.found.metadata.link_count > 1 {
+                packed.first_names.push(large.path.as_slice().into());
+            }
             beside.note.damage = large.failure.take();
             packed.done.files = 1;
             self.shared.tell(beside, &mut packed)?;

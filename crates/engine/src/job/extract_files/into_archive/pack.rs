@@ -36,6 +36,8 @@ pub(super) struct Packed {
     pub(super) records: Vec<zip::Record>,
     pub(super) notes: Vec<u8>,
     pub(super) done: Done,
+    /// Names of files with several, which hold all of their bytes.
+    pub(super) first_names: Vec<Box<[u8]>>,
 }
 
 /// Something to be packed, with the streams that go with it.
@@ -117,6 +119,11 @@ impl Shared<'_> {
                 let source = fs.open(item.named.found.file, None)?;
                 let member = member(&item.named, &beside, &[]);
                 self.bytes(&*source, &member, packed)?;
+                if item.named.found.metadata.link_count > 1 {
+                    packed
+                        .first_names
+                        .push(item.named.written.as_slice().into());
+                }
                 packed.done.files = packed.done.files.saturating_add(1);
             }
             FileKind::SymbolicLink => {
