@@ -383,7 +383,7 @@ fn a_volume_of_lvm_in_two_pieces_is_found_on_its_disk() {
 }
 
 #[test]
-fn a_check_a_seed_and_an_image_of_another_format_know_what_was_left_out() {
+fn a_check_and_a_seed_know_what_was_left_out() {
     let Some(scene) = Scene::begin(&EXT4) else {
         return;
     };
