@@ -36,7 +36,8 @@ use super::wait::Waiter;
 ///
 /// # Errors
 /// [`ErrorKind::Busy`] while another collector (or a repair) lives; [`ErrorKind::Fenced`] when somebody ended this
-/// collector's generation; else what the store answered. Whatever happens, the next run goes on where this one ended.
+/// collector's lease, or its generation [`ATTEMPTS_MAX`] times; else what the store answered. Whatever happens, the next
+/// run goes on where this one ended.
 pub fn collect_garbage(repository: &Repository, options: &GcOptions) -> Result<GcReport> {
     let ground = Ground::new(repository)?;
     let mut report = GcReport::new(options.mode);
@@ -48,15 +49,18 @@ pub fn collect_garbage(repository: &Repository, options: &GcOptions) -> Result<G
         &ground.terms,
         Arc::new(ReadsOnly),
     )?;
-    let outcome = Run {
-        ground: &ground,
-        options,
-        lease: &lease,
-        report: &mut report,
-        next_generation: 0,
-        noted: None,
+    let mut outcome = execute(&ground, options, &lease, &mut report);
+    for _ in 1..ATTEMPTS_MAX {
+        let ended = matches!(&outcome, Err(error) if error.kind() == ErrorKind::Fenced);
+        // With the lease alive it was an undelete that ended the generation: nothing went, and all is looked at again.
+        if !ended || lease.beat().is_err() {
+            break;
+        }
+        let waited_for = std::mem::take(&mut report.waited_for);
+        report = GcReport::new(options.mode);
+        report.waited_for = waited_for;
+        outcome = execute(&ground, options, &lease, &mut report);
     }
-    .execute();
     let released = lease.release();
     outcome?;
     released?;
@@ -72,6 +76,26 @@ pub fn collect_garbage(repository: &Repository, options: &GcOptions) -> Result<G
     report.rescued.sort_unstable();
     report.rescued.dedup();
     Ok(report)
+}
+
+/// How often a collector begins again because a point was undeleted meanwhile.
+const ATTEMPTS_MAX: usize = 4;
+
+fn execute(
+    ground: &Ground,
+    options: &GcOptions,
+    lease: &Lease,
+    report: &mut GcReport,
+) -> Result<()> {
+    Run {
+        ground,
+        options,
+        lease,
+        report,
+        next_generation: 0,
+        noted: None,
+    }
+    .execute()
 }
 
 struct Run<'a> {

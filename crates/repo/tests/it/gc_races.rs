@@ -304,6 +304,31 @@ fn a_collector_that_was_stopped_decides_nothing_by_what_it_had_marked() {
 }
 
 #[test]
+fn a_collector_whose_generation_an_undelete_ended_begins_again_and_removes_the_rest() {
+    let world = World::new(9);
+    let [(one, first), (two, second)] = two_versions(&world);
+    let other = back_up(&world.open(), "other", &Disk::new(300, &seeds(500..520))).unwrap();
+    let beside = world.open();
+    beside.forget(&one, "").unwrap();
+    beside.forget(&other, "").unwrap();
+    let back = one.clone();
+    let (collector, interrupted) = stopped(
+        &world,
+        |call| call.verb == Verb::PutNew && call.name.ends_with(".verdict"),
+        move || {
+            beside.undelete(&back, "").unwrap();
+        },
+    );
+    let report = collect_garbage(&collector, &options()).unwrap();
+    assert!(interrupted.load(Ordering::SeqCst));
+    assert_eq!(report.dropped, [other.key()]);
+    assert!(report.finished.is_empty() && report.quarantined.is_empty());
+    check_point(&world.open(), &one, &first).unwrap();
+    check_point(&world.open(), &two, &second).unwrap();
+    assert_eq!(visible_points(&world.open()), ["vm@1", "vm@2"]);
+}
+
+#[test]
 fn a_point_that_appears_damaged_before_the_verdict_spares_every_pack() {
     let world = World::new(8);
     let [(one, _), (_, second)] = two_versions(&world);
