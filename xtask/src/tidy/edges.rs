@@ -18,6 +18,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("repo", &["block", "store"]),
     ("engine", &["block", "vdisk", "guestfs", "store", "repo"]),
     ("serve", &["block"]),
+    ("wsman", &[]),
     (
         "cli",
         &[

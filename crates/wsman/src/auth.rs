@@ -1,0 +1,1 @@
+//! Who the other side is, and sealing what goes between.
