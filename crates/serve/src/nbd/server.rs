@@ -1,9 +1,13 @@
 //! A running server: accepts clients, gives each a thread, and lets all go at the end.
 //!
 //! ```text
-//!   accept ──► too many? sent away at once
+//!   accept ──► all places taken? ─► who chooses for longest goes ─► else who is idle for very long ─► else sent away
 //!      └────► client: negotiate (deadline) ──► transmit ──► gone          stop: no more input ─► grace ─► hung up
 //! ```
+//!
+//! A place is for whoever uses it. While there are free ones, a client that chose an export may idle for days, as a mounted
+//! device does. When all are taken, a newcomer gets the place of the client that has been choosing for longest; when none
+//! is choosing, that of the one that has said nothing for longest, if that is longer than [`NbdOptions::idle_ms`].
 //!
 //! **Invariants.** [`NbdServer::stop`] returns when no client is left, or after the grace when a disk does not answer; the
 //! socket is gone then. What is counted was answered.
@@ -20,7 +24,7 @@ use super::export::Exports;
 use super::listener::{Address, NbdListener, Stream};
 use super::negotiation::{Negotiated, negotiate};
 use super::transmission::{Traffic, Transmission};
-use crate::{Error, Event, Result, Watch};
+use crate::{Error, ErrorKind, Event, Result, Watch};
 
 /// Bounds of a server.
 #[derive(Debug, Clone, Copy)]
@@ -29,6 +33,8 @@ pub struct NbdOptions {
     pub clients_max: usize,
     /// How long a client may take to choose.
     pub negotiation_ms: u64,
+    /// How long a client that chose keeps its place without a word when all places are taken.
+    pub idle_ms: u64,
     /// How long clients may take their last replies when serving ends.
     pub grace_ms: u64,
 }
@@ -37,7 +43,8 @@ impl Default for NbdOptions {
     fn default() -> Self {
         Self {
             clients_max: 32,
-            negotiation_ms: 30_000,
+            negotiation_ms: 10_000,
+            idle_ms: 600_000,
             grace_ms: 3_000,
         }
     }
@@ -62,8 +69,27 @@ struct Shared {
     clients: AtomicU64,
     traffic: Traffic,
     /// Those that are there, to be hung up at the end.
-    here: Mutex<HashMap<u64, Stream>>,
+    here: Mutex<HashMap<u64, Client>>,
     changed: Condvar,
+}
+
+/// Where a client stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Standing {
+    /// It has not chosen yet.
+    Choosing,
+    /// It chose an export.
+    Chosen,
+    /// It lost its place and is about to notice.
+    Displaced,
+}
+
+/// A client that is here.
+struct Client {
+    stream: Stream,
+    standing: Standing,
+    /// When it came, or said anything after it had chosen.
+    since: Instant,
 }
 
 /// A server that runs.
@@ -137,12 +163,12 @@ impl NbdServer {
         drop(accepting.join());
         let grace = Duration::from_millis(self.shared.options.grace_ms);
         let mut here = self.shared.here();
-        for stream in here.values() {
-            stream.shut_down(Shutdown::Read);
+        for client in here.values() {
+            client.stream.shut_down(Shutdown::Read);
         }
         here = self.shared.wait_until_gone(here, grace);
-        for stream in here.values() {
-            stream.shut_down(Shutdown::Both);
+        for client in here.values() {
+            client.stream.shut_down(Shutdown::Both);
         }
         drop(self.shared.wait_until_gone(here, grace));
     }
@@ -155,20 +181,63 @@ impl Drop for NbdServer {
 }
 
 impl Shared {
-    fn here(&self) -> MutexGuard<'_, HashMap<u64, Stream>> {
+    fn here(&self) -> MutexGuard<'_, HashMap<u64, Client>> {
         self.here.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn standing(&self, number: u64) -> Option<Standing> {
+        self.here().get(&number).map(|client| client.standing)
+    }
+
+    /// A client that chose is here and has just said something.
+    fn note_chosen(&self, number: u64) {
+        if let Some(client) = self.here().get_mut(&number)
+            && client.standing != Standing::Displaced
+        {
+            client.standing = Standing::Chosen;
+            client.since = Instant::now();
+        }
     }
 
     fn wait_until_gone<'a>(
         &self,
-        here: MutexGuard<'a, HashMap<u64, Stream>>,
+        here: MutexGuard<'a, HashMap<u64, Client>>,
         grace: Duration,
-    ) -> MutexGuard<'a, HashMap<u64, Stream>> {
+    ) -> MutexGuard<'a, HashMap<u64, Client>> {
         self.changed
             .wait_timeout_while(here, grace, |here| !here.is_empty())
             .unwrap_or_else(PoisonError::into_inner)
             .0
     }
+}
+
+/// Whether one more may come in; hangs up the client whose place it gets, if that takes one.
+fn make_place(here: &mut HashMap<u64, Client>, options: &NbdOptions, now: Instant) -> bool {
+    let count = |here: &HashMap<u64, Client>, displaced: bool| {
+        let clients = here.values();
+        let is_counted = |it: &&Client| (it.standing == Standing::Displaced) == displaced;
+        clients.filter(is_counted).count()
+    };
+    if count(here, false) < options.clients_max {
+        return true;
+    }
+    // Those that were hung up leave at once, unless a disk keeps them: then there is room for no more threads.
+    if count(here, true) >= options.clients_max {
+        return false;
+    }
+    let patience = Duration::from_millis(options.idle_ms);
+    let may_go = |client: &&mut Client| match client.standing {
+        Standing::Choosing => true,
+        Standing::Chosen => now.saturating_duration_since(client.since) >= patience,
+        Standing::Displaced => false,
+    };
+    let clients = here.values_mut().filter(may_go);
+    let longest = clients.min_by_key(|it| (it.standing != Standing::Choosing, it.since));
+    longest.is_some_and(|client| {
+        client.standing = Standing::Displaced;
+        client.stream.shut_down(Shutdown::Both);
+        true
+    })
 }
 
 fn accept_all(shared: &Arc<Shared>, listener: &NbdListener) {
@@ -201,11 +270,17 @@ fn admit(shared: &Arc<Shared>, number: u64, stream: Stream, peer: &str) {
     };
     {
         let mut here = shared.here();
-        if here.len() >= shared.options.clients_max {
+        let now = Instant::now();
+        if !make_place(&mut here, &shared.options, now) {
             drop(here);
             return refused("too many clients are here already");
         }
-        here.insert(number, kept);
+        let client = Client {
+            stream: kept,
+            standing: Standing::Choosing,
+            since: now,
+        };
+        here.insert(number, client);
     }
     let leaving = Leaving {
         shared: Arc::clone(shared),
@@ -216,8 +291,15 @@ fn admit(shared: &Arc<Shared>, number: u64, stream: Stream, peer: &str) {
         .name("nbd-client".to_owned())
         .spawn(move || {
             let shared = &leaving.shared;
-            let outcome = converse(shared, &stream, &peer);
+            let outcome = converse(shared, number, &stream, &peer);
             stream.shut_down(Shutdown::Both);
+            let outcome = match shared.standing(number) {
+                Some(Standing::Displaced) => {
+                    let what = "it had said nothing for long, and somebody else needed its place";
+                    Err(Error::new(ErrorKind::Busy, what))
+                }
+                _ => outcome,
+            };
             let why = outcome.as_ref().err();
             shared.watch.tell(&Event::Left { peer: &peer, why });
         });
@@ -243,8 +325,10 @@ impl Drop for Leaving {
     }
 }
 
-/// Reads until a deadline, however slowly the bytes come.
+/// Reads until a deadline, however slowly the bytes come; without one, notes when they came.
 struct Timed<'a> {
+    shared: &'a Shared,
+    number: u64,
     stream: &'a Stream,
     until: Option<Instant>,
 }
@@ -259,13 +343,19 @@ impl Read for Timed<'_> {
             self.stream.set_timeouts(Some(left))?;
         }
         let mut stream = self.stream;
-        stream.read(buffer)
+        let count = stream.read(buffer)?;
+        if self.until.is_none() {
+            self.shared.note_chosen(self.number);
+        }
+        Ok(count)
     }
 }
 
-fn converse(shared: &Shared, stream: &Stream, peer: &str) -> Result<()> {
+fn converse(shared: &Shared, number: u64, stream: &Stream, peer: &str) -> Result<()> {
     let patience = Duration::from_millis(shared.options.negotiation_ms);
     let timed = Timed {
+        shared,
+        number,
         stream,
         until: Instant::now().checked_add(patience),
     };
@@ -276,6 +366,7 @@ fn converse(shared: &Shared, stream: &Stream, peer: &str) -> Result<()> {
         Negotiated::Left => return Ok(()),
     };
     input.get_mut().until = None;
+    shared.note_chosen(number);
     stream
         .set_timeouts(None)
         .map_err(|error| Error::io("a client's socket", error))?;

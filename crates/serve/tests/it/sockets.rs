@@ -49,6 +49,16 @@ fn take(stream: &mut TcpStream, count: usize) -> Vec<u8> {
     bytes
 }
 
+/// Reads something.
+#[track_caller]
+fn ask(stream: &mut TcpStream, disk: &Numbers) {
+    let request = Speech::default().request(0, 0, 7, 0, 100);
+    stream.write_all(&request.0).expect("said");
+    let heard = take(stream, 20 + 8 + 100);
+    let bytes = read_of(&messages(&heard), 7, 0, 100);
+    assert_eq!(bytes, Some(disk.bytes(0, 100)));
+}
+
 /// Whether somebody is served now.
 fn is_served(server: &NbdServer, disk: &Numbers) -> bool {
     let mut stream = connect(server);
@@ -111,18 +121,13 @@ fn more_clients_than_there_is_room_for_are_sent_away_and_the_others_stay() {
     for stream in &mut here {
         stream.write_all(&chosen().0).expect("said");
         take(stream, CHOSEN_BYTES);
+        ask(stream, &disk);
     }
     let mut heard = Vec::new();
     connect(&server).read_to_end(&mut heard).unwrap_or(0);
     assert_eq!(heard, b"", "sent away without a word");
     for stream in &mut here {
-        let request = Speech::default().request(0, 0, 7, 0, 100);
-        stream.write_all(&request.0).expect("said");
-        let heard = take(stream, 20 + 8 + 100);
-        assert_eq!(
-            read_of(&messages(&heard), 7, 0, 100),
-            Some(disk.bytes(0, 100))
-        );
+        ask(stream, &disk);
     }
     drop(here.pop());
     let begun = Instant::now();
@@ -132,6 +137,59 @@ fn more_clients_than_there_is_room_for_are_sent_away_and_the_others_stay() {
             "its place became free"
         );
     }
+}
+
+#[test]
+fn clients_that_never_choose_lose_their_places_to_those_that_do() {
+    let disk = Arc::new(Numbers::new(1, MIB, 100));
+    let watch = Arc::new(Heard::default());
+    let server = server(&disk, NbdOptions::default(), watch.clone());
+    let mut working = connect(&server);
+    working.write_all(&chosen().0).expect("said");
+    take(&mut working, CHOSEN_BYTES);
+    ask(&mut working, &disk);
+    // More than there are places, each greeted and silent; the last ones stay.
+    let mut silent: Vec<TcpStream> = Vec::new();
+    for _ in 0..40 {
+        let mut stream = connect(&server);
+        take(&mut stream, 18);
+        silent.push(stream);
+    }
+    assert!(is_served(&server, &disk), "well before any deadline");
+    let mut rest = Vec::new();
+    silent[0].read_to_end(&mut rest).unwrap_or(0);
+    assert_eq!(rest, b"", "who came first goes first");
+    silent[39].write_all(&chosen().0).expect("said");
+    take(&mut silent[39], CHOSEN_BYTES - 18);
+    ask(&mut working, &disk);
+    drop(server);
+    let heard = watch.0.lock().expect("what was heard");
+    let is_told = |event: &String| event.contains("somebody else needed its place");
+    assert_eq!(heard.iter().filter(|event| is_told(event)).count(), 10);
+}
+
+#[test]
+fn clients_that_are_idle_for_very_long_lose_their_places_only_when_all_are_taken() {
+    let disk = Arc::new(Numbers::new(1, MIB, 100));
+    let options = NbdOptions {
+        clients_max: 2,
+        idle_ms: 0,
+        ..NbdOptions::default()
+    };
+    let server = server(&disk, options, Arc::new(Unwatched));
+    let mut here: Vec<TcpStream> = (0..2).map(|_| connect(&server)).collect();
+    for stream in &mut here {
+        stream.write_all(&chosen().0).expect("said");
+        take(stream, CHOSEN_BYTES);
+    }
+    // An answer came: then the question was noted.
+    ask(&mut here[1], &disk);
+    ask(&mut here[0], &disk);
+    assert!(is_served(&server, &disk));
+    let mut rest = Vec::new();
+    here[1].read_to_end(&mut rest).unwrap_or(0);
+    assert_eq!(rest, b"", "it was idle for longer");
+    ask(&mut here[0], &disk);
 }
 
 #[test]
