@@ -1,13 +1,15 @@
-//! Automation: `cargo xtask test|tidy|bench|crash|fuzz`.
+//! Automation: `cargo xtask test|tidy|bench|crash|fuzz|gen`.
 //!
 //! - `test`: everything that decides whether a change may land ([`test`]).
 //! - `tidy`: the rules of the source text alone ([`tidy`]); also a test, so that `cargo test` holds them, too.
 //! - `bench`: measures, and writes `docs/BENCHMARKS.md` ([`bench`]).
 //! - `crash`: kills real processes hundreds of times and looks what is left ([`xtask::crash`]).
 //! - `fuzz`: coverage-guided lies for every parser ([`fuzz`]).
+//! - `gen`: makes files from published sources ([`generate`]).
 
 mod bench;
 mod fuzz;
+mod generate;
 mod test;
 mod tidy;
 
@@ -16,7 +18,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, bail, ensure};
 
-const USAGE: &str = "usage: cargo xtask test|tidy|bench|crash|fuzz";
+const USAGE: &str = "usage: cargo xtask test|tidy|bench|crash|fuzz|gen";
 
 fn main() -> anyhow::Result<ExitCode> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -34,6 +36,7 @@ fn main() -> anyhow::Result<ExitCode> {
         }
         "crash" => xtask::crash::run(rest, &workspace()?),
         "fuzz" => fuzz::run(rest, &workspace()?),
+        "gen" => generate::run(rest, &workspace()?),
         "bench" => bench::run(rest).map(|()| ExitCode::SUCCESS),
         _ => bail!(USAGE),
     }
