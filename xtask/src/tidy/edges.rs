@@ -19,6 +19,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("engine", &["block", "vdisk", "guestfs", "store", "repo"]),
     ("serve", &["block"]),
     ("wsman", &[]),
+    ("host", &["block", "vdisk", "wsman"]),
     (
         "cli",
         &[

@@ -1,0 +1,5 @@
+//! Tests of the hypervisor boundary.
+
+mod custody;
+mod eligibility;
+mod words;
