@@ -1,5 +1,7 @@
 //! What is extracted is what was put in, as programs that are not ours see it: folders, tar, zip; killed, damaged, hostile.
 
+mod again;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};

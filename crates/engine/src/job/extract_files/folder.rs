@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags, Stat};
+use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags, RenameFlags, Stat};
 use rustix::io::Errno;
 
 use super::Existing;
@@ -18,6 +18,9 @@ const WALK: OFlags = OFlags::RDONLY
     .union(OFlags::NOFOLLOW)
     .union(OFlags::CLOEXEC);
 
+/// How often a lock is tried again after its owner took the file away.
+pub(super) const LOCK_TRIES: usize = 64;
+
 /// What a new file or folder may be used for by whom, until it gets its own mode.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Access {
@@ -27,6 +30,34 @@ pub(super) enum Access {
     Rights(u16),
     /// As the surroundings of the process say (umask).
     Usual,
+}
+
+impl Access {
+    fn new_file_mode(self) -> u32 {
+        match self {
+            Self::Private => 0o600,
+            Self::Rights(mode) => u32::from(mode & 0o777),
+            Self::Usual => 0o666,
+        }
+    }
+}
+
+/// Who has the lock of a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Held {
+    /// This process, until the file is closed.
+    ByUs,
+    /// Somebody else.
+    ByOthers,
+}
+
+/// Locks an open file. On a file system without locks nobody is kept off.
+pub(super) fn lock(file: &File) -> Result<Held> {
+    match rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) | Err(Errno::NOSYS | Errno::OPNOTSUPP | Errno::NOLCK) => Ok(Held::ByUs),
+        Err(Errno::WOULDBLOCK) => Ok(Held::ByOthers),
+        Err(error) => Err(host_error("locking a file", error)),
+    }
 }
 
 /// Whether a folder can hold what somebody else put there.
@@ -165,12 +196,8 @@ impl Folder {
     /// A new file; one of this name that a killed run left is replaced.
     pub(super) fn create(&self, name: &str, access: Access) -> Result<File> {
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
-        let mode = match access {
-            Access::Private => 0o600,
-            Access::Rights(mode) => u32::from(mode & 0o777),
-            Access::Usual => 0o666,
-        };
-        let create = || rustix::fs::openat(&self.0, name, flags, Mode::from_raw_mode(mode));
+        let mode = Mode::from_raw_mode(access.new_file_mode());
+        let create = || rustix::fs::openat(&self.0, name, flags, mode);
         let created = match create() {
             Err(Errno::EXIST) => {
                 self.remove(OsStr::new(name))?;
@@ -181,6 +208,59 @@ impl Folder {
         created
             .map(File::from)
             .map_err(|error| host_error("making a file", error))
+    }
+
+    /// A new file that nobody else creates in this way as long as it is open: it is locked. One of this name that a killed
+    /// run left is replaced.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Busy`] when another process, or thread, has it.
+    pub(super) fn create_locked(&self, name: &str, access: Access) -> Result<File> {
+        let failed = |error: Errno| host_error("making a file", error);
+        let plain = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let mode = Mode::from_raw_mode(access.new_file_mode());
+        for _ in 0..LOCK_TRIES {
+            let new = plain | OFlags::CREATE | OFlags::EXCL;
+            match rustix::fs::openat(&self.0, name, new, mode) {
+                Ok(made) => {
+                    let made = File::from(made);
+                    if lock(&made)? == Held::ByOthers {
+                        break;
+                    }
+                    // Whoever saw it before it was locked took it for one that a killed run left.
+                    if self.is_at(&made, name)? {
+                        return Ok(made);
+                    }
+                    continue;
+                }
+                Err(Errno::EXIST) => {}
+                Err(error) => return Err(failed(error)),
+            }
+            match rustix::fs::openat(&self.0, name, plain, Mode::empty()) {
+                Ok(left) => {
+                    let left = File::from(left);
+                    if lock(&left)? == Held::ByOthers {
+                        break;
+                    }
+                    if self.is_at(&left, name)? {
+                        self.remove(OsStr::new(name))?;
+                    }
+                }
+                // A link, or what only its owner may open: nobody writes through it.
+                Err(Errno::LOOP | Errno::ACCESS | Errno::NXIO) => self.remove(OsStr::new(name))?,
+                Err(Errno::NOENT) => {}
+                Err(error) => return Err(failed(error)),
+            }
+        }
+        let what = format!("another run is writing {name}");
+        Err(Error::new(ErrorKind::Busy, what))
+    }
+
+    /// Whether a name in it is that of an open file.
+    pub(super) fn is_at(&self, file: &File, name: &str) -> Result<bool> {
+        let here = rustix::fs::fstat(file).map_err(|error| host_error(name, error))?;
+        let there = self.look(OsStr::new(name))?;
+        Ok(there.is_some_and(|it| (it.st_dev, it.st_ino) == (here.st_dev, here.st_ino)))
     }
 
     /// Opens a file of ours to read and write, made when it is not there.
@@ -222,21 +302,20 @@ impl Folder {
         }
     }
 
-    /// Takes a folder away with all files in it; folders in it stay, and so does it then.
+    /// Takes an empty folder away.
     pub(super) fn remove_folder(&self, name: &OsStr) -> Result<()> {
-        self.open(name)?.clear()?;
         rustix::fs::unlinkat(&self.0, name, AtFlags::REMOVEDIR)
             .map_err(|error| host_error(named(name), error))
     }
 
-    /// Takes all files in it away.
-    pub(super) fn clear(&self) -> Result<()> {
+    /// Takes all files in it away, but this one.
+    pub(super) fn clear_but(&self, kept: &str) -> Result<()> {
         let failed = |error: Errno| host_error("looking for unfinished files", error);
         let entries = rustix::fs::Dir::read_from(&self.0).map_err(failed)?;
         for entry in entries {
             let entry = entry.map_err(failed)?;
             let name = entry.file_name().to_bytes();
-            if !matches!(name, b"." | b"..") {
+            if !matches!(name, b"." | b"..") && name != kept.as_bytes() {
                 self.remove(OsStr::from_bytes(name))?;
             }
         }

@@ -226,11 +226,16 @@ impl<'env> IntoFolder<'env> {
             Some(Ready::Done(done)) => done,
             Some(Ready::Step(step)) => self.run(step)?,
         };
+        self.settle(done)?;
+        Ok(true)
+    }
+
+    /// Takes in what was done: its hashes and its counts.
+    fn settle(&mut self, done: Done) -> Result<()> {
         if let Some(manifest) = &mut self.manifest {
             manifest.add(&done.manifest)?;
         }
-        self.report.add(done)?;
-        Ok(true)
+        self.report.add(done)
     }
 
     fn run(&mut self, step: Step<'env>) -> Result<Done> {
@@ -380,7 +385,7 @@ impl<'env> IntoFolder<'env> {
             Standing::Finished => {
                 let mut done = Done::default();
                 shared.keep(folder, &named, &mut done)?;
-                return self.report.add(done);
+                return self.settle(done);
             }
             Standing::Write(existing) => existing,
         };

@@ -1,7 +1,7 @@
 //! The file or stream that an archive is written to.
 //!
-//! A file of the host gets its name when the archive is whole; what is no plain file (a tape, a pipe) and a stream are
-//! written as they are.
+//! A file of the host gets its name when the archive is whole; until then it is locked, so that two runs never write one
+//! archive. What is no plain file (a tape, a pipe) and a stream are written as they are.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -152,8 +152,15 @@ impl Output {
         let (sink, _) = self.sink.into_parts();
         match sink {
             Sink::New {
-                folder, unfinished, ..
-            } => folder.remove(OsStr::new(&unfinished)),
+                folder,
+                unfinished,
+                file,
+            } => {
+                // Whoever waits for the name finds it free or locked, never ours and given back.
+                let removed = folder.remove(OsStr::new(&unfinished));
+                drop(file);
+                removed
+            }
             Sink::Stream(_) => Ok(()),
         }
     }
@@ -182,7 +189,7 @@ fn open(path: &Path, existing: Existing) -> Result<(Sink, std::ffi::OsString)> {
     };
     let folder = Folder::target(folder)?;
     let unfinished = format!("{}{UNFINISHED}", String::from_utf8_lossy(name.as_bytes()));
-    let file = folder.create(&unfinished, Access::Usual)?;
+    let file = folder.create_locked(&unfinished, Access::Usual)?;
     Ok((
         Sink::New {
             folder,

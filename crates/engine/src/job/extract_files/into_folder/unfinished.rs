@@ -18,11 +18,10 @@ use std::fs::File;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{BufRead, BufReader, BufWriter, Read, Seek, SeekFrom, Write};
 
-use rustix::fs::{FlockOperation, OFlags, Stat};
-use rustix::io::Errno;
+use rustix::fs::{OFlags, Stat};
 use serde::{Deserialize, Serialize};
 
-use super::super::folder::{Access, Folder, host_error};
+use super::super::folder::{Access, Folder, Held, LOCK_TRIES, host_error, lock};
 use super::super::note::NoteKey;
 use super::super::{Existing, ExtractRequest, PARTIAL_FOLDER, SIDE_FILE};
 use crate::job::JobContext;
@@ -59,7 +58,8 @@ pub(super) enum Trust {
 /// The unfinished extraction in a target.
 pub(super) struct Unfinished {
     folder: Folder,
-    job: File,
+    /// Locked until it is closed.
+    _job: File,
     /// Seconds and nanoseconds of when the first run began.
     since: (i64, i64),
     pub(super) trust: Trust,
@@ -78,14 +78,7 @@ impl Unfinished {
         request: &ExtractRequest,
         context: JobContext<'_>,
     ) -> Result<Self> {
-        let folder = target.enter(OsStr::new(PARTIAL_FOLDER), Access::Private)?;
-        let mut job = folder.open_own(JOB, OFlags::empty())?;
-        let locked = rustix::fs::flock(&job, FlockOperation::NonBlockingLockExclusive);
-        // On a file system without locks nobody is kept off.
-        if locked == Err(Errno::WOULDBLOCK) {
-            let what = "another extraction into this folder is running";
-            return Err(Error::new(ErrorKind::Busy, what));
-        }
+        let (folder, mut job) = locked(target)?;
         let wanted = Job {
             source: request.source.as_ref().map(|source| source.0.clone()),
             paths: request.paths.clone(),
@@ -114,7 +107,7 @@ impl Unfinished {
         let stat = rustix::fs::fstat(&job).map_err(|error| host_error(JOB, error))?;
         Ok(Self {
             folder,
-            job,
+            _job: job,
             since: (changed(&stat)),
             trust,
         })
@@ -175,11 +168,61 @@ impl Unfinished {
         self.give_up(target)
     }
 
-    /// Takes everything away.
+    /// Takes everything away; the lock is the last to go.
     pub(super) fn give_up(self, target: &Folder) -> Result<()> {
-        drop(self.job);
+        self.folder.clear_but(JOB)?;
+        self.folder.remove(OsStr::new(JOB))?;
+        // From here on somebody else may begin in it, and may have ended by now.
+        for _ in 0..LOCK_TRIES {
+            match target.remove_folder(OsStr::new(PARTIAL_FOLDER)) {
+                Err(error) if is_gone(&error) => return Ok(()),
+                Err(error) if error.kind() == ErrorKind::Refused => {
+                    if self.folder.look(OsStr::new(JOB))?.is_some() {
+                        return Ok(());
+                    }
+                }
+                removed => return removed,
+            }
+        }
         target.remove_folder(OsStr::new(PARTIAL_FOLDER))
     }
+}
+
+/// The folder of what is unfinished and the locked file in it, both still at their places.
+fn locked(target: &Folder) -> Result<(Folder, File)> {
+    let place = OsStr::new(PARTIAL_FOLDER);
+    let busy = || {
+        Error::new(
+            ErrorKind::Busy,
+            "another extraction into this folder is running",
+        )
+    };
+    for _ in 0..LOCK_TRIES {
+        let folder = match target.enter(place, Access::Private) {
+            Err(error) if is_gone(&error) => continue,
+            folder => folder?,
+        };
+        let job = match folder.open_own(JOB, OFlags::empty()) {
+            Err(error) if is_gone(&error) => continue,
+            job => job?,
+        };
+        if lock(&job)? == Held::ByOthers {
+            return Err(busy());
+        }
+        // Its last owner may have taken it away, and the folder with it, in between.
+        let there = target.look(place)?.map(|it| (it.st_dev, it.st_ino));
+        if folder.is_at(&job, JOB)? && there == Some(folder.identity()?) {
+            return Ok((folder, job));
+        }
+    }
+    Err(busy())
+}
+
+/// Whether a folder vanished while it was entered.
+fn is_gone(error: &Error) -> bool {
+    let source = std::error::Error::source(error);
+    let cause = source.and_then(|cause| cause.downcast_ref::<std::io::Error>());
+    cause.is_some_and(|cause| cause.kind() == std::io::ErrorKind::NotFound)
 }
 
 fn changed(stat: &Stat) -> (i64, i64) {
@@ -269,7 +312,66 @@ fn merge(older: Option<File>, notes: File, into: &File) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use super::*;
+    use crate::job::NoJournal;
+    use crate::{Cancellation, Unwatched};
+
+    /// Begins and ends an extraction; whether it was let in.
+    fn begin_and_end(target: &Path, inside: &AtomicUsize) -> bool {
+        let target = Folder::target(target).expect("the target");
+        let (request, cancel) = (ExtractRequest::default(), Cancellation::default());
+        let context = JobContext {
+            progress: &Unwatched,
+            cancel: &cancel,
+            journal: &NoJournal,
+        };
+        let unfinished = match Unfinished::open(&target, &request, context) {
+            Ok(unfinished) => unfinished,
+            Err(error) => {
+                assert_eq!(error.kind(), ErrorKind::Busy, "{error:?}");
+                return false;
+            }
+        };
+        assert_eq!(inside.fetch_add(1, Ordering::SeqCst), 0, "two at a time");
+        unfinished
+            .notes()
+            .expect("notes")
+            .write_all(b"{}\n")
+            .expect("a note");
+        let made = unfinished.folder().create("0", Access::Private);
+        made.expect("an unfinished file");
+        assert!(
+            unfinished
+                .folder()
+                .look(OsStr::new("0"))
+                .expect("seen")
+                .is_some()
+        );
+        inside.fetch_sub(1, Ordering::SeqCst);
+        unfinished.give_up(&target).expect("all is taken away");
+        true
+    }
+
+    #[test]
+    fn who_begins_while_another_cleans_up_is_told_so_or_begins_anew() {
+        let place = tempfile::tempdir().expect("a folder");
+        let (target, inside) = (place.path().join("to"), AtomicUsize::new(0));
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..50 {
+                        while !begin_and_end(&target, &inside) {
+                            std::thread::yield_now();
+                        }
+                    }
+                });
+            }
+        });
+        assert!(!target.join(PARTIAL_FOLDER).exists());
+    }
 
     #[test]
     fn the_side_file_has_one_line_for_each_file_and_the_newest() {
