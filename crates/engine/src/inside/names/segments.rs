@@ -4,6 +4,9 @@
 //!   segment:  frame of objects (256 KiB) … ‖ directory: where each object lies ‖ keys ‖ records and known files (JSON)
 //! ```
 //!
+//! A segment names the generation of the readers ([`guestfs::READER_GENERATION`]) that it was made with: what others read is
+//! passed over and removed as if it could not be opened, so that a Hikae that reads more looks again.
+//!
 //! A segment that cannot be opened is passed over and removed when nobody else works: what it held is made again. One that
 //! turns out to be damaged, or gone, while it is used is dropped and removed at once, with all records, since any of them
 //! may need what it held; [`Segments::faults`] counts that, and whoever met it begins its version anew. Many segments are
@@ -12,6 +15,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
+use guestfs::READER_GENERATION;
 use repo::local::{FolderUse, LocalFileId, LocalFileReader, LocalFileWriter, LocalFolder};
 use repo::{PointId, ProtectedName, Repository};
 use serde::{Deserialize, Serialize};
@@ -46,6 +50,9 @@ struct Spot {
 /// What stands at the end of a segment besides objects and keys.
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct Notes {
+    /// Of the readers that read all this. Before there was this number it was 0.
+    #[serde(default)]
+    generation: u32,
     records: Vec<VersionRecord>,
     files: Vec<(FileKey, KnownFile)>,
 }
@@ -65,6 +72,7 @@ type KeptFrame = ((u32, u32), Arc<Vec<u8>>);
 /// The index of one protected name.
 pub(in crate::inside) struct Segments {
     folder: LocalFolder,
+    generation: u32,
     /// Those that were dropped leave a gap: the others keep their numbers.
     readers: Vec<Option<(LocalFileId, LocalFileReader)>>,
     faults: u64,
@@ -107,16 +115,18 @@ impl Segments {
     ) -> Result<Self> {
         if keeping == Keeping::BetweenRuns {
             let kept = repository.local_folder(TOPIC, name).map_err(Error::from);
-            if let Ok(segments) = kept.and_then(|folder| Self::open_in(folder, alive)) {
+            let opened = kept.and_then(|folder| Self::open_in(folder, READER_GENERATION, alive));
+            if let Ok(segments) = opened {
                 return Ok(segments);
             }
         }
-        Self::open_in(repository.temporary_folder()?, alive)
+        Self::open_in(repository.temporary_folder()?, READER_GENERATION, alive)
     }
 
-    fn open_in(folder: LocalFolder, alive: &HashSet<PointId>) -> Result<Self> {
+    fn open_in(folder: LocalFolder, generation: u32, alive: &HashSet<PointId>) -> Result<Self> {
         let mut segments = Self {
             folder,
+            generation,
             readers: Vec::new(),
             faults: 0,
             places: HashMap::new(),
@@ -221,6 +231,9 @@ impl Segments {
         };
         let notes: Notes = serde_json::from_slice(&reader.frame(last(1)?)?)
             .map_err(|error| damaged("malformed notes").caused_by(error))?;
+        if notes.generation != self.generation {
+            return Err(damaged("a segment of other readers"));
+        }
         let keys = reader.frame(last(2)?)?;
         let directories = reader.frame(last(3)?)?;
         let directories = u32::from_le_bytes(
@@ -289,9 +302,17 @@ impl Segments {
         records: Vec<VersionRecord>,
         files: Vec<(FileKey, KnownFile)>,
     ) -> Result<()> {
-        let id = writer.finish(&Notes { records, files })?;
+        let id = writer.finish(&self.notes(records, files))?;
         let reader = self.folder.open(&id)?;
         self.add(id, reader)
+    }
+
+    fn notes(&self, records: Vec<VersionRecord>, files: Vec<(FileKey, KnownFile)>) -> Notes {
+        Notes {
+            generation: self.generation,
+            records,
+            files,
+        }
     }
 
     /// Takes a record in that needs no new objects; [`Self::flush`] keeps it.
@@ -403,7 +424,7 @@ impl Segments {
         let files = self.files.iter();
         let files = files.filter(|(key, _)| alive.contains(&key.point));
         let files = files.map(|(key, file)| (*key, *file)).collect();
-        let id = writer.finish(&Notes { records, files })?;
+        let id = writer.finish(&self.notes(records, files))?;
         let reader = self.folder.open(&id)?;
         // The old segments go: nothing may point into them.
         self.clear();
@@ -482,5 +503,52 @@ impl SegmentWriter {
             .map_err(|error| damaged("its notes cannot be written").caused_by(error))?;
         self.writer.frame(&notes)?;
         Ok(self.writer.finish()?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use repo::{CreateOptions, Encryption, Environment, OpenOptions};
+    use store::memory::MemoryStore;
+
+    use super::*;
+
+    #[test]
+    fn an_index_of_older_readers_is_made_again() {
+        let cache = tempfile::tempdir().expect("a folder");
+        let options = CreateOptions {
+            encryption: Encryption::None,
+            ..CreateOptions::default()
+        };
+        let open = OpenOptions {
+            cache_dir: Some(cache.path().to_owned()),
+            ..OpenOptions::default()
+        };
+        let store = Arc::new(MemoryStore::new());
+        let made = Repository::create(store, &options, &open, &Environment::system("tests"));
+        let repository = made.expect("a repository").repository;
+        let name: ProtectedName = "vm".parse().expect("a name");
+        let none = HashSet::new();
+        let open = |generation| {
+            let folder = repository.local_folder(TOPIC, &name).expect("a folder");
+            Segments::open_in(folder, generation, &none).expect("an index")
+        };
+        let record = VersionRecord {
+            point: PointId::from_bytes([7; 16]),
+            volumes: Vec::new(),
+            skipped: Vec::new(),
+            looked_at: Vec::new(),
+        };
+        let mut index = open(7);
+        assert!(index.is_kept());
+        index.note(record.clone());
+        index.flush().expect("kept");
+        drop(index);
+        assert_eq!(open(7).records.get(&record.point), Some(&record));
+        // Readers of another generation know nothing of it, and take it away when nobody else works with it.
+        let other = open(8);
+        assert_eq!((other.count(), other.records.len()), (0, 0));
+        drop(other);
+        assert_eq!(open(7).count(), 0);
     }
 }
