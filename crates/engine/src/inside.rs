@@ -54,7 +54,7 @@ pub use place::{LastLink, Place, Separators};
 pub use system::SystemReport;
 pub use version::VersionInside;
 
-pub(crate) use read_ahead::{Loaded, ReadAhead};
+pub(crate) use read_ahead::ReadAhead;
 
 use crate::{Error, ErrorKind, Result};
 
@@ -175,10 +175,12 @@ impl InsideDisks {
         Ok(found)
     }
 
-    /// What the opened file system of a volume reads, so that parts of it can be read beforehand.
+    /// What the opened file system of a volume reads; from now on it keeps blocks for those who read on.
     pub(crate) fn read_ahead(&self, number: VolumeNumber) -> Option<Arc<ReadAhead>> {
         let opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
-        opened.get(&number).map(|found| Arc::clone(&found.ahead))
+        let ahead = opened.get(&number).map(|found| Arc::clone(&found.ahead))?;
+        ahead.begin();
+        Some(ahead)
     }
 }
 

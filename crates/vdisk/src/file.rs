@@ -45,6 +45,17 @@ const PAGE_BYTES: u64 = 4096;
 /// Bytes of zeros written at once where no hole can be punched.
 static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
 
+/// Writes all bytes at an offset, so that they do not stay in the host's memory where the system can do that.
+///
+/// # Errors
+/// Those of writing.
+pub fn write_uncached_at(file: &File, offset: u64, bytes: &[u8]) -> std::io::Result<()> {
+    if platform::can_skip_cache() && platform::write_all_uncached_at(file, offset, bytes)? {
+        return Ok(());
+    }
+    platform::write_all_at(file, offset, bytes)
+}
+
 /// What a host file is opened for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FileAccess {

@@ -1,5 +1,6 @@
 //! Bytes of a file, from the disk to somewhere else: in pieces, without its holes.
 
+use std::cell::RefCell;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
@@ -10,6 +11,9 @@ use crate::{Cancellation, Error, ErrorKind, Result};
 
 /// What is read at once.
 pub(super) const PIECE_BYTES: u64 = 4 << 20;
+/// Pieces at least as large, which nobody reads soon, go past the host's memory: every fresh page costs more than
+/// filling it. Smaller ones are written together later.
+const UNCACHED_BYTES_MIN: usize = 512 << 10;
 /// Runs that are told apart; the rest of a file with more is one run.
 const RUNS_MAX: usize = 100_000;
 
@@ -87,11 +91,47 @@ pub(super) enum Check {
     None,
 }
 
+/// Whether somebody reads soon what is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum NextUse {
+    /// Its hash is wanted, or it is compared.
+    Soon,
+    /// Nobody that is known.
+    Unknown,
+}
+
+thread_local! {
+    /// What each thread copies through: as large as its largest piece was.
+    static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Copies one piece to its place, and looks whether it is there.
+pub(super) fn copy(
+    source: &dyn ReadAt,
+    piece: Run,
+    target: &File,
+    (check, next): (Check, NextUse),
+) -> Result<()> {
+    SCRATCH.with_borrow_mut(|scratch| {
+        let length = usize::try_from(piece.length_bytes).unwrap_or(usize::MAX);
+        if scratch.len() < length {
+            // Nothing of it is to be kept, so that it need not be copied.
+            *scratch = vec![0; length.checked_next_power_of_two().unwrap_or(length)];
+        }
+        let bytes = scratch.get_mut(..length).unwrap_or_default();
+        source.read_at(piece.offset, bytes)?;
+        write(target, piece.offset, bytes, (check, next))
+    })
+}
+
 /// Writes one piece at its place, and looks whether it is there.
-pub(super) fn write(target: &File, offset: u64, bytes: &[u8], check: Check) -> Result<()> {
-    target
-        .write_all_at(bytes, offset)
-        .map_err(|error| host_error("writing a file", error))?;
+fn write(target: &File, offset: u64, bytes: &[u8], (check, next): (Check, NextUse)) -> Result<()> {
+    let written = if next == NextUse::Unknown && bytes.len() >= UNCACHED_BYTES_MIN {
+        vdisk::file::write_uncached_at(target, offset, bytes)
+    } else {
+        target.write_all_at(bytes, offset)
+    };
+    written.map_err(|error| host_error("writing a file", error))?;
     if check == Check::None {
         return Ok(());
     }

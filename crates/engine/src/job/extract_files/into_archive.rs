@@ -407,7 +407,9 @@ impl<'env> IntoArchive<'env> {
         self.queue.push_task(move || {
             let founds = items.iter().map(|item| &item.named.found);
             let ahead = ahead.as_deref().filter(|_| items.len() > 1);
-            let _loaded = ahead.map(|ahead| ahead.load(places(fs, founds)));
+            if let Some(ahead) = ahead {
+                ahead.load(places(fs, founds));
+            }
             Answer::Packed(shared.group(fs, volume, &items))
         })
     }

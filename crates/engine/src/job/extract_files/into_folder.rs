@@ -278,7 +278,8 @@ impl<'env> IntoFolder<'env> {
         let mut beside = self.shared.beside(way, named)?;
         self.shared.streams(way, named, &mut beside, done)?;
         let (file, host) = (way.folder.descriptor(), self.shared.host);
-        metadata::set(file, &named.found, &mut beside, host)
+        rustix::fs::fstat(file)
+            .and_then(|held| metadata::set(file, &held, &named.found, &mut beside, host))
             .map_err(|error| host_error("metadata of a folder", error))?;
         self.shared.tell(&beside, done)
     }
@@ -353,7 +354,7 @@ impl<'env> IntoFolder<'env> {
         let unnamed = (large.unnamed.as_str(), &*large.target);
         let (named, beside) = (&large.named, &mut large.beside);
         self.shared
-            .complete(&way, named, unnamed, large.existing, beside, done)
+            .finish(&way, named, unnamed, large.existing, beside, done)
     }
 
     /// Hands neighbours to a worker.
@@ -436,12 +437,8 @@ impl<'env> IntoFolder<'env> {
             if failed().is_some() {
                 return done;
             }
-            let mut bytes = Vec::new();
             let copied = shared.context.cancel.check();
-            let copied = copied
-                .and_then(|()| content::read(&*source, piece, &mut bytes))
-                .and_then(|()| content::write(&target, piece.offset, &bytes, shared.check));
-            match copied {
+            match copied.and_then(|()| content::copy(&*source, piece, &target, shared.writing())) {
                 Ok(()) => {
                     shared.context.progress.advance(piece.length_bytes);
                     done.written_bytes = piece.length_bytes;

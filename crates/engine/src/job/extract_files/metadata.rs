@@ -52,15 +52,16 @@ pub(super) fn host_kind(folder: impl std::os::fd::AsFd) -> HostKind {
     }
 }
 
-/// Sets everything of an open file or folder that is not so already; what cannot be set goes into the note.
+/// Sets everything of an open file or folder that is not so already; what cannot be set goes into the note. `held` is
+/// how it stands now.
 pub(super) fn set(
     file: impl std::os::fd::AsFd,
+    held: &Stat,
     found: &Found,
     beside: &mut Beside,
     host: HostKind,
 ) -> rustix::io::Result<()> {
     let file = file.as_fd();
-    let held = rustix::fs::fstat(file)?;
     let (metadata, note) = (&found.metadata, &mut beside.note);
     let is_owned = metadata.owner.is_none_or(|owner| {
         let (user, group) = (Uid::from_raw(owner.user), Gid::from_raw(owner.group));

@@ -7,6 +7,8 @@
 //!   unnamed file ─► bytes ─► what stands beside them ─► streams ─► note ─► its name
 //! ```
 //!
+//! Files of a group get their names together, after all notes about them were written at once.
+//!
 //! **Invariants.** A file has its name only when everything else of it was written and noted.
 
 use std::ffi::{OsStr, OsString};
@@ -21,7 +23,7 @@ use guestfs::filesystem::{DeviceNumber, FileKind, FileSystemKind, Timestamp};
 use guestfs::{FileName, FileSystem};
 use rustix::fs::{FileType, Stat};
 
-use super::super::content::{self, Check, Run};
+use super::super::content::{self, Check, NextUse, Run};
 use super::super::folder::{Access, Age, Folder, host_error};
 use super::super::manifest::hash_file;
 use super::super::metadata::{self, HostKind};
@@ -30,7 +32,7 @@ use super::super::trail::{NameRule, host_name};
 use super::super::walk::{Found, is_of_file, places};
 use super::super::{Devices, Existing, STREAMS_FOLDER};
 use super::unfinished::{Trust, Unfinished};
-use crate::inside::{Loaded, ReadAhead};
+use crate::inside::ReadAhead;
 use crate::job::JobContext;
 use crate::transfer::explained;
 use crate::{Error, ErrorKind, Result};
@@ -115,11 +117,26 @@ pub(super) struct Way<'a> {
     pub(super) ahead: Option<&'a ReadAhead>,
 }
 
+/// Files up to this size are read beforehand, together with their neighbours.
+const SMALL_BYTES: u64 = 512 << 10;
+
 /// Reads beforehand what lies together.
-fn ahead<'a>(way: &Way<'a>, files: &[Named]) -> Option<Loaded<'a>> {
-    let ahead = way.ahead.filter(|_| files.len() > 1)?;
+fn load(way: &Way<'_>, files: &[Named]) {
+    let Some(ahead) = way.ahead.filter(|_| files.len() > 1) else {
+        return;
+    };
     let founds = files.iter().map(|it| &it.found);
-    Some(ahead.load(places(way.fs, founds)))
+    let small = founds.filter(|it| it.metadata.size_bytes <= SMALL_BYTES);
+    ahead.load(places(way.fs, small));
+}
+
+/// A file that is whole but for its name.
+struct Nameless<'a> {
+    it: &'a Named,
+    name: String,
+    existing: Existing,
+    note: Vec<u8>,
+    manifest: Vec<u8>,
 }
 
 /// Until it gets its own mode. Where it has none, it is as any file that is made here.
@@ -145,11 +162,11 @@ impl Shared<'_> {
     /// Extracts neighbours.
     pub(super) fn group(&self, way: &Way<'_>, files: &[Named]) -> Done {
         let mut done = Done::default();
-        let mut scratch = Vec::new();
-        let _loaded = ahead(way, files);
+        let mut nameless = Vec::new();
+        load(way, files);
         for it in files {
             let outcome = self.context.cancel.check();
-            let outcome = outcome.and_then(|()| self.one(way, it, &mut scratch, &mut done));
+            let outcome = outcome.and_then(|()| self.one(way, it, &mut nameless, &mut done));
             match outcome {
                 Ok(()) => {}
                 Err(error) if is_of_file(&error) => done.fail(&it.source, &explained(&error)),
@@ -159,12 +176,58 @@ impl Shared<'_> {
                 }
             }
         }
+        if let Err(error) = self.name(way, &nameless, &mut done) {
+            done.fatal.get_or_insert(error);
+        }
         done
     }
 
-    fn one(&self, way: &Way<'_>, it: &Named, scratch: &mut Vec<u8>, done: &mut Done) -> Result<()> {
+    /// Notes what is to be noted of files, then gives them their names. What cannot have its name is taken away.
+    fn name(&self, way: &Way<'_>, files: &[Nameless<'_>], done: &mut Done) -> Result<()> {
+        let notes = files.iter().filter(|file| !file.note.is_empty()).count();
+        let lines: Vec<&[u8]> = files.iter().map(|file| file.note.as_slice()).collect();
+        let mut stopped = self.write_notes(&lines.concat()).err();
+        if stopped.is_none() {
+            done.noted = done.noted.saturating_add(u64::try_from(notes).unwrap_or(0));
+        }
+        let unnamed = self.unfinished.folder();
+        for file in files {
+            let (name, host) = (file.name.as_str(), &file.it.host);
+            let handed = match stopped {
+                None => unnamed.hand_over(name, way.folder, host, file.existing),
+                Some(_) => unnamed.remove(OsStr::new(name)),
+            };
+            match handed.map_err(|error| twin(error, way.age)) {
+                Ok(()) if stopped.is_none() => {
+                    done.files = done.files.saturating_add(1);
+                    done.manifest.extend_from_slice(&file.manifest);
+                }
+                Ok(()) => {}
+                Err(error) => {
+                    unnamed.remove(OsStr::new(name))?;
+                    if is_of_file(&error) {
+                        done.fail(&file.it.source, &explained(&error));
+                    } else {
+                        stopped.get_or_insert(error);
+                    }
+                }
+            }
+        }
+        stopped.map_or(Ok(()), Err)
+    }
+
+    fn one<'a>(
+        &self,
+        way: &Way<'_>,
+        it: &'a Named,
+        nameless: &mut Vec<Nameless<'a>>,
+        done: &mut Done,
+    ) -> Result<()> {
         match it.found.metadata.kind {
-            FileKind::Regular => self.regular(way, it, scratch, done),
+            FileKind::Regular => {
+                nameless.extend(self.regular(way, it, done)?);
+                Ok(())
+            }
             FileKind::SymbolicLink => self.link(way, it, done),
             FileKind::Fifo => self.special(way, it, (FileType::Fifo, None), done),
             FileKind::CharacterDevice(number) if self.devices == Devices::Make => {
@@ -259,34 +322,56 @@ impl Shared<'_> {
         Ok(())
     }
 
-    fn regular(
+    /// Writes a file but for its name; nothing when an earlier run finished it.
+    fn regular<'a>(
         &self,
         way: &Way<'_>,
-        it: &Named,
-        scratch: &mut Vec<u8>,
+        it: &'a Named,
         done: &mut Done,
-    ) -> Result<()> {
+    ) -> Result<Option<Nameless<'a>>> {
         let source = way.fs.open(it.found.file, None)?;
         let existing = match self.standing((way.folder, way.age), it, Some(&*source))? {
-            Standing::Finished => return self.keep(way.folder, it, done),
+            Standing::Finished => {
+                self.keep(way.folder, it, done)?;
+                return Ok(None);
+            }
             Standing::Write(existing) => existing,
         };
         let mut beside = self.beside(way, it)?;
         let name = self.unnamed();
         let target = self.unfinished.folder().create(&name, access(&it.found))?;
-        let filled = self.fill(&*source, &target, scratch);
-        let made = filled.and_then(|written| {
+        let made = self.fill(&*source, &target).and_then(|written| {
             done.written_bytes = done.written_bytes.saturating_add(written);
-            self.complete(way, it, (&name, &target), existing, &mut beside, done)
+            let manifest = self.complete(way, it, &target, &mut beside, done)?;
+            Ok((note_of(&beside)?, manifest))
         });
-        if made.is_err() {
-            self.unfinished.folder().remove(OsStr::new(&name))?;
+        match made {
+            Ok((note, manifest)) => Ok(Some(Nameless {
+                it,
+                name,
+                existing,
+                note,
+                manifest,
+            })),
+            Err(error) => {
+                self.unfinished.folder().remove(OsStr::new(&name))?;
+                Err(error)
+            }
         }
-        made
+    }
+
+    /// How bytes are written.
+    pub(super) fn writing(&self) -> (Check, NextUse) {
+        let next = if self.has_manifest || self.check != Check::None {
+            NextUse::Soon
+        } else {
+            NextUse::Unknown
+        };
+        (self.check, next)
     }
 
     /// Copies bytes; holes stay holes. How many were written.
-    fn fill(&self, source: &dyn ReadAt, target: &File, scratch: &mut Vec<u8>) -> Result<u64> {
+    fn fill(&self, source: &dyn ReadAt, target: &File) -> Result<u64> {
         let size = source.size_bytes();
         let runs = content::runs(source, self.context.cancel)?;
         let whole = Run {
@@ -301,16 +386,37 @@ impl Shared<'_> {
         let mut written = 0_u64;
         for piece in runs.into_iter().flat_map(Run::pieces) {
             self.context.cancel.check()?;
-            content::read(source, piece, scratch)?;
-            content::write(target, piece.offset, scratch, self.check)?;
+            content::copy(source, piece, target, self.writing())?;
             self.context.progress.advance(piece.length_bytes);
             written = written.saturating_add(piece.length_bytes);
         }
         Ok(written)
     }
 
-    /// Gives a file that has its bytes everything else, its name last.
-    pub(super) fn complete(
+    /// Gives a file that has its bytes everything else but notes and name; its line in the list of hashes.
+    fn complete(
+        &self,
+        way: &Way<'_>,
+        it: &Named,
+        target: &File,
+        beside: &mut Beside,
+        done: &mut Done,
+    ) -> Result<Vec<u8>> {
+        let held = rustix::fs::fstat(target);
+        let held = held.map_err(|error| host_error("looking at a file", error))?;
+        check_size(&held, it.found.metadata.size_bytes)?;
+        let mut manifest = Vec::new();
+        if self.has_manifest {
+            manifest = hash_file(target, self.context.cancel)?.line(&it.written);
+        }
+        metadata::set(target, &held, &it.found, beside, self.host)
+            .map_err(|error| host_error("metadata of a file", error))?;
+        self.streams(way, it, beside, done)?;
+        Ok(manifest)
+    }
+
+    /// The same, and its name.
+    pub(super) fn finish(
         &self,
         way: &Way<'_>,
         it: &Named,
@@ -319,18 +425,12 @@ impl Shared<'_> {
         beside: &mut Beside,
         done: &mut Done,
     ) -> Result<()> {
-        check_size(target, it.found.metadata.size_bytes)?;
-        if self.has_manifest {
-            let hash = hash_file(target, self.context.cancel)?;
-            done.manifest.extend(hash.line(&it.written));
-        }
-        metadata::set(target, &it.found, beside, self.host)
-            .map_err(|error| host_error("metadata of a file", error))?;
-        self.streams(way, it, beside, done)?;
+        let manifest = self.complete(way, it, target, beside, done)?;
         self.tell(beside, done)?;
         let unnamed = self.unfinished.folder();
         let handed = unnamed.hand_over(name, way.folder, &it.host, existing);
         handed.map_err(|error| twin(error, way.age))?;
+        done.manifest.extend(manifest);
         done.files = done.files.saturating_add(1);
         Ok(())
     }
@@ -426,12 +526,10 @@ impl Shared<'_> {
         };
         let (unnamed, number) = (self.unfinished.folder(), self.unnamed());
         let target = unnamed.create(&number, Access::Usual)?;
-        let made = self
-            .fill(&*source, &target, &mut Vec::new())
-            .and_then(|written| {
-                unnamed.hand_over(&number, &folder, &last, existing)?;
-                Ok(written)
-            });
+        let made = self.fill(&*source, &target).and_then(|written| {
+            unnamed.hand_over(&number, &folder, &last, existing)?;
+            Ok(written)
+        });
         if made.is_err() {
             unnamed.remove(OsStr::new(&number))?;
         }
@@ -440,26 +538,39 @@ impl Shared<'_> {
 
     /// Notes what the host does not hold.
     pub(super) fn tell(&self, beside: &Beside, done: &mut Done) -> Result<()> {
-        if !beside.note.is_needed() {
+        let note = note_of(beside)?;
+        if !note.is_empty() {
+            self.write_notes(&note)?;
+            done.noted = done.noted.saturating_add(1);
+        }
+        Ok(())
+    }
+
+    fn write_notes(&self, lines: &[u8]) -> Result<()> {
+        if lines.is_empty() {
             return Ok(());
         }
-        let line = beside.note.line()?;
         let mut notes = self
             .notes
             .lock()
             .map_err(|_| Error::new(ErrorKind::Io, "a thread of the extraction panicked"))?;
         notes
-            .write_all(&line)
-            .map_err(|error| host_error("writing the side file", error))?;
-        done.noted = done.noted.saturating_add(1);
-        Ok(())
+            .write_all(lines)
+            .map_err(|error| host_error("writing the side file", error))
+    }
+}
+
+/// The line about a file; empty when everything is where it belongs.
+fn note_of(beside: &Beside) -> Result<Vec<u8>> {
+    if beside.note.is_needed() {
+        beside.note.line()
+    } else {
+        Ok(Vec::new())
     }
 }
 
 /// Compares the size of what was written with what it had to be.
-fn check_size(target: &File, size: u64) -> Result<()> {
-    let stat = rustix::fs::fstat(target);
-    let held = stat.map_err(|error| host_error("looking at a file", error))?;
+fn check_size(held: &Stat, size: u64) -> Result<()> {
     if u64::try_from(held.st_size) == Ok(size) {
         return Ok(());
     }
