@@ -5,14 +5,10 @@ use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
-/// Compares ASCII text without case.
-pub(crate) fn compare_folded(a: &str, b: &str) -> Ordering {
-    let fold =
-        |text: &'_ str| -> Vec<u8> { text.bytes().map(|it| it.to_ascii_lowercase()).collect() };
-    if a.eq_ignore_ascii_case(b) {
-        return Ordering::Equal;
-    }
-    fold(a).cmp(&fold(b))
+/// Compares text without the case of ASCII.
+fn compare_folded(a: &str, b: &str) -> Ordering {
+    let fold = |it: u8| it.to_ascii_lowercase();
+    a.bytes().map(fold).cmp(b.bytes().map(fold))
 }
 
 fn hash_folded<H: Hasher>(text: &str, state: &mut H) {
