@@ -20,15 +20,16 @@ mod walk;
 use block::ChangedRanges;
 use block::diff::BlockDifferences;
 use guestfs::FileName;
+use guestfs::disk::VolumePlace;
 use guestfs::encrypted::UnlockKey;
 use guestfs::filesystem::{FileKind, Timestamp};
 use repo::{PointSelector, RecoveryPoint, Repository};
 
 use super::chain::{LookCost, OpenedVersion, VersionChain, ends_all, is_absence};
 use super::contents::run_of_disk;
-use super::identity::VolumeIdentity;
+use super::identity::{VolumeIdentity, why_closed};
 use super::place::display_path;
-use super::{LastLink, Place, VolumeNumber};
+use super::{InsideDisks, LastLink, Place, VolumeNumber};
 use crate::job::JobContext;
 use crate::transfer::explained;
 use crate::{Error, ErrorKind, Result};
@@ -36,6 +37,9 @@ use walk::Comparison;
 
 /// Changed ranges of a disk that are held apart; beyond, neighbours are taken together.
 const CHANGED_MAX: usize = 1 << 20;
+
+/// Encrypted volumes within one another.
+const CONTAINERS_MAX: usize = 8;
 
 /// What is done with files whose blocks cannot be told, such as compressed ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -221,6 +225,30 @@ impl Sides {
         };
         Some((self.changed.get(run.0)?, range))
     }
+
+    /// Whether both volumes are the same bytes of the same disk, or what a key opens in such.
+    fn is_untouched(&self, (a, b): (VolumeNumber, VolumeNumber)) -> bool {
+        let (mut a, mut b) = (a, b);
+        for _ in 0..CONTAINERS_MAX {
+            let container = |version: &OpenedVersion, number| {
+                let VolumePlace::Opened { container, .. } =
+                    &version.inside.volume(number).ok()?.place
+                else {
+                    return None;
+                };
+                let mut volumes = version.inside.volumes();
+                Some(volumes.find(|(_, one)| one.name == *container)?.0)
+            };
+            match (container(&self.a, a), container(&self.b, b)) {
+                (Some(outer_a), Some(outer_b)) => (a, b) = (outer_a, outer_b),
+                _ => {
+                    let changed = self.changed_of((a, b));
+                    return changed.is_some_and(|(changed, volume)| !changed.touches(volume));
+                }
+            }
+        }
+        false
+    }
 }
 
 fn compared(
@@ -292,8 +320,7 @@ fn pairs_of_volumes(sides: &Sides, report: &mut DiffFilesReport) -> Result<Vec<P
         let other = identity.and_then(|identity| identity.find_in(&sides.a.inside));
         let other = other.filter(|other| !paired.contains(other));
         if let Some(other) = other
-            && let Some((changed, volume)) = sides.changed_of((other, number))
-            && !changed.touches(volume)
+            && sides.is_untouched((other, number))
         {
             paired.push(other);
             report.volumes_unchanged = report.volumes_unchanged.saturating_add(1);
@@ -301,6 +328,10 @@ fn pairs_of_volumes(sides: &Sides, report: &mut DiffFilesReport) -> Result<Vec<P
         }
         let b = opened(&sides.b, number, &newer, report)?;
         let Some(other) = other else {
+            let lone = (&sides.b.inside, number, newer.as_str());
+            if may_be_closed(lone, &sides.a.inside, &mut report.damage) {
+                continue;
+            }
             let what = format!("volume {number} is only in {newer}: all its files count as added");
             report.notes.push(what);
             pairs.push((None, b));
@@ -313,25 +344,61 @@ fn pairs_of_volumes(sides: &Sides, report: &mut DiffFilesReport) -> Result<Vec<P
         }
     }
     for (number, _) in sides.a.inside.readable() {
-        if !paired.contains(&number) {
+        let lone = (&sides.a.inside, number, older.as_str());
+        if !paired.contains(&number) && !may_be_closed(lone, &sides.b.inside, &mut report.damage) {
             let what =
                 format!("volume {number} is only in {older}: all its files count as removed");
             report.notes.push(what);
             pairs.push((opened(&sides.a, number, &older, report)?, None));
         }
     }
-    for (inside, side) in [(&sides.a.inside, &older), (&sides.b.inside, &newer)] {
-        for (number, volume) in inside.volumes() {
-            if let Err(obstacle) = &volume.reader {
-                let what = format!(
-                    "volume {number} of {side} is not compared: {}",
-                    obstacle.why
-                );
+    tell_closed(sides, report);
+    Ok(pairs)
+}
+
+/// Tells which volumes cannot be read; those that are the same byte for byte have the same files whatever they are.
+fn tell_closed(sides: &Sides, report: &mut DiffFilesReport) {
+    let mut unchanged = Vec::new();
+    for (number, _) in sides.b.inside.volumes() {
+        if let Some(why) = why_closed(&sides.b.inside, number) {
+            let identity = VolumeIdentity::of(&sides.b.inside, number);
+            let other = identity.and_then(|it| it.find_closed_in(&sides.a.inside));
+            if let Some(other) = other.filter(|other| sides.is_untouched((*other, number))) {
+                unchanged.push(other);
+                report.volumes_unchanged = report.volumes_unchanged.saturating_add(1);
+            } else {
+                let newer = &report.newer;
+                let what = format!("volume {number} of {newer} is not compared: {why}");
                 report.damage.push(what);
             }
         }
     }
-    Ok(pairs)
+    for (number, _) in sides.a.inside.volumes() {
+        if let Some(why) = why_closed(&sides.a.inside, number)
+            && !unchanged.contains(&number)
+        {
+            let older = &report.older;
+            let what = format!("volume {number} of {older} is not compared: {why}");
+            report.damage.push(what);
+        }
+    }
+}
+
+/// A volume of one side without its like on the other: whether it may be one there that cannot be read, which is told.
+fn may_be_closed(
+    (inside, number, side): (&InsideDisks, VolumeNumber, &str),
+    other: &InsideDisks,
+    damage: &mut Vec<String>,
+) -> bool {
+    let identity = VolumeIdentity::of(inside, number);
+    let Some(closed) = identity.and_then(|it| it.find_closed_in(other)) else {
+        return false;
+    };
+    let what = format!(
+        "volume {number} of {side} is not compared: volume {closed} of the other cannot be read, and may be the same"
+    );
+    damage.push(what);
+    true
 }
 
 /// The same path on both sides.

@@ -246,7 +246,10 @@ fn locate_on(
     path: &str,
     last: LastLink,
 ) -> Result<Place> {
-    let number = meant.find_in(&version.inside).ok_or_else(|| {
+    let found = meant.find_in(&version.inside);
+    // Where it is locked, or a part of it is missing, opening it tells that: the path may be there.
+    let found = found.or_else(|| meant.find_closed_in(&version.inside));
+    let number = found.ok_or_else(|| {
         let what = "this version has no such volume";
         Error::new(ErrorKind::NotFound, what)
     })?;

@@ -4,6 +4,7 @@
 //! name among them. Where no file system has that id any more it is known by the id that its table or volume manager gives
 //! it (it was formatted anew), else by its name when nothing contradicts that.
 
+use guestfs::disk::Lock;
 use serde::{Deserialize, Serialize};
 
 use super::{InsideDisks, VolumeNumber};
@@ -26,6 +27,15 @@ fn content_id(inside: &InsideDisks, number: VolumeNumber) -> Option<String> {
     file_system.facts().id.clone()
 }
 
+/// Why the files of a volume cannot be read, if that is for a lock or for what is missing.
+pub(super) fn why_closed(inside: &InsideDisks, number: VolumeNumber) -> Option<&str> {
+    let volume = inside.volume(number).ok()?;
+    match (&volume.reader, &volume.lock) {
+        (Err(obstacle), _) | (Ok(_), Some(Lock::Closed(obstacle))) => Some(&obstacle.why),
+        _ => None,
+    }
+}
+
 impl VolumeIdentity {
     /// What a volume is known by.
     pub(super) fn of(inside: &InsideDisks, number: VolumeNumber) -> Option<Self> {
@@ -44,9 +54,29 @@ impl VolumeIdentity {
 
     /// The same volume on other disks, or on these later.
     pub(super) fn find_in(&self, inside: &InsideDisks) -> Option<VolumeNumber> {
-        let readable = || inside.readable();
+        self.find_among(inside, &|number| {
+            inside.readable().any(|(one, _)| one == number)
+        })
+    }
+
+    /// The same volume where its files cannot be read, or one that is locked and may hold it.
+    pub(super) fn find_closed_in(&self, inside: &InsideDisks) -> Option<VolumeNumber> {
+        let is_closed = |number: VolumeNumber| why_closed(inside, number).is_some();
+        let mut locked = inside
+            .volumes()
+            .filter(|(_, volume)| matches!(volume.lock, Some(Lock::Closed(_))));
+        let same = self.find_among(inside, &is_closed);
+        same.or_else(|| locked.next().map(|(number, _)| number))
+    }
+
+    fn find_among(
+        &self,
+        inside: &InsideDisks,
+        is_meant: &dyn Fn(VolumeNumber) -> bool,
+    ) -> Option<VolumeNumber> {
+        let meant = || inside.volumes().filter(|(number, _)| is_meant(*number));
         if self.content_id.is_some() {
-            let same: Vec<_> = readable()
+            let same: Vec<_> = meant()
                 .filter(|(number, _)| content_id(inside, *number) == self.content_id)
                 .collect();
             let named = same.iter().find(|(_, volume)| volume.name == self.name);
@@ -55,9 +85,9 @@ impl VolumeIdentity {
             }
         }
         let by_table =
-            readable().find(|(_, volume)| self.volume_id.is_some() && volume.id == self.volume_id);
+            meant().find(|(_, volume)| self.volume_id.is_some() && volume.id == self.volume_id);
         let by_name = || {
-            readable().find(|(_, volume)| {
+            meant().find(|(_, volume)| {
                 volume.name == self.name && (volume.id.is_none() || self.volume_id.is_none())
             })
         };

@@ -4,6 +4,8 @@
 //! The disk has an ext4 and an NTFS volume, changed between versions by `debugfs` and `ntfscp`. Where those are missing the
 //! tests are skipped aloud, and fail in CI.
 
+mod file_systems;
+
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom, Write};

@@ -4,8 +4,8 @@
 //! What comes back is put before the file system's own checker and mounted. Where tools or mounts are missing the tests
 //! are skipped aloud, and fail in CI.
 
-mod kinds;
-mod scene;
+pub mod kinds;
+pub mod scene;
 
 use std::fs;
 

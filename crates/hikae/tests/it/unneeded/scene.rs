@@ -27,12 +27,12 @@ pub struct Scene {
 }
 
 /// Says that a test cannot run here; fails where everything must be there.
-fn missing(what: &str) {
+pub fn missing(what: &str) {
     assert!(std::env::var_os("CI").is_none(), "{what}");
     println!("SKIP: {what}");
 }
 
-fn has_commands(names: &[&str]) -> bool {
+pub fn has_commands(names: &[&str]) -> bool {
     for name in names {
         let found = Command::new("sh")
             .args(["-c", &format!("command -v {name}")])
@@ -54,7 +54,7 @@ fn search_path() -> String {
 }
 
 /// Runs a script in a folder, with mounts that nobody else sees.
-fn script(folder: &Path, script: &str) -> Result<String, String> {
+pub fn script(folder: &Path, script: &str) -> Result<String, String> {
     let output = Command::new("unshare")
         .args(["--mount", "bash", "-euo", "pipefail", "-c", script])
         .current_dir(folder)
