@@ -8,9 +8,23 @@
 //! **Invariants.** A [`Transport`] authenticates and seals by itself; it never looks into the envelope. An answer is never
 //! longer than was allowed. Status 200, 400 and 500 carry SOAP and are [`Answer`]s; any other is an error.
 
+mod http;
+mod runtime;
+mod sealed;
+mod server;
+mod tls;
+
 use std::time::Duration;
 
 use crate::{CancelToken, Result};
+
+pub use http::{Credentials, Endpoint, HttpTransport, HttpTransportOptions, Line};
+pub use runtime::TransportRuntime;
+pub use server::{
+    BasicOffer, HttpServer, HttpServerOptions, OpenBodies, StopReport, TlsServerOptions, WireFault,
+    WireFaults,
+};
+pub use tls::{CertificateHash, TlsIdentity, Trust};
 
 /// One request to be sent.
 #[derive(Debug, Clone, Copy)]
