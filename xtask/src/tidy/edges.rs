@@ -20,6 +20,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("serve", &["block"]),
     ("wsman", &[]),
     ("host", &["block", "vdisk", "wsman"]),
+    ("lab", &["block", "guestfs", "vdisk", "wsman"]),
     (
         "cli",
         &[

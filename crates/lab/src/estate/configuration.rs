@@ -1,0 +1,757 @@
+//! Configuration files: what a host keeps of a VM, and what a copy of a VM is made from.
+//!
+//! ```text
+//!   Virtual Machines\ID.vmcx   settings, hardware          Snapshots\CHECKPOINT.vmcx   the same of a checkpoint
+//!   Virtual Machines\ID.vmrs   saved state                 Snapshots\CHECKPOINT.vmrs
+//!   Virtual Machines\ID.vmgs   guest state (TPM)           Snapshots\CHECKPOINT.vmgs
+//! ```
+//! `.vmcx` and `.vmrs` are HyperVStorage containers with the tree that Windows writes as far as `guestfs` knows it; up to
+//! configuration version 5 the first is XML. Below `lab` stands what in a real VM lies on its disks: which guest runs, and
+//! what it remembers. `.vmgs` is an opaque file: magic, the VM's id, and a secret that follows from the seed.
+//!
+//! **Invariants.** What [`Estate::read_configuration`] reads of a written file is what was written. Where disks are lazy no
+//! configuration is written until it is asked for.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use guestfs::vmconfig::{ConfigValue, Node, StoredConfiguration};
+use serde::{Deserialize, Serialize};
+use vdisk::file::{FileAccess, HostFile};
+
+use super::checkpoint::Checkpoint;
+use super::container::{self, Tree, text_at};
+use super::disk::remove_file;
+use super::hardware::{
+    AdapterKind, Controller, ControllerKind, DiskSharing, Drive, FibreChannelPort, Hardware,
+    IDE_CONTROLLER, Medium, Memory, NetworkAdapter, PhysicalDisk, Security,
+};
+use super::ids::{CheckpointId, DeviceId, HostName, SwitchName, SystemKey, VmId};
+use super::storage::DataMode;
+use super::vm::{
+    ConfigurationVersion, IntegrationService, IntegrationServices, ServiceStatus, StartAction,
+    UserCheckpointType, VmGeneration, VmSettings,
+};
+use super::{Estate, WindowsPath};
+use crate::guest::{Guest, GuestMemory, GuestOs, Layout};
+use crate::{Error, Result, ReturnCode};
+
+const SCSI_DEVICE: &str = "d422512d-2bf2-4752-809d-7b82b5fcb1b4";
+const IDE_DEVICE: &str = "83f8638b-8dca-4152-9eda-2ca8b33039b4";
+const ADAPTER_DEVICE: &str = "2fc216b0-d2e2-4967-9b6d-b8a5c9ca2778";
+const FIBRE_CHANNEL_DEVICE: &str = "2e9e4c7c-9b8a-4d4e-9f1e-5f2d0a5c7b11";
+const TPM_DEVICE: &str = "736e6aa9-a3f8-49c0-9550-a963214d259a";
+/// Largest file that is read as a configuration.
+const MAX_FILE_BYTES: u64 = 16 << 20;
+
+/// Which guest runs in a VM: in a real one its disks say so.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct StoredGuest {
+    os: GuestOs,
+    layout: Layout,
+    tag: u64,
+    transactions_per_tick: u32,
+}
+
+/// A VM as a configuration file describes it.
+pub(super) struct StoredSystem {
+    pub id: VmId,
+    pub settings: VmSettings,
+    pub integration: IntegrationServices,
+    pub guest_facts: BTreeMap<String, String>,
+    pub guest: Option<Guest>,
+    pub is_saved: bool,
+    pub is_checkpoint: bool,
+}
+
+fn text_of<T: Serialize>(what: &T) -> Result<String> {
+    serde_json::to_string(what).map_err(|error| Error::io("writing a configuration", error))
+}
+
+impl Guest {
+    pub(super) fn stored(&self) -> StoredGuest {
+        StoredGuest {
+            os: self.os(),
+            layout: self.layout().clone(),
+            tag: self.tag(),
+            transactions_per_tick: self.transactions_per_tick(),
+        }
+    }
+}
+
+impl Estate {
+    /// Writes the configuration of a VM beside its disks.
+    pub(super) fn write_configuration(&mut self, key: SystemKey) -> Result<()> {
+        let now = self.now();
+        self.vm_mut(key)?.configuration_changed = now;
+        self.touch();
+        match self.storage.mode {
+            DataMode::Lazy => Ok(()),
+            DataMode::Files => self.write_configuration_now(key),
+        }
+    }
+
+    pub(super) fn write_configuration_now(&mut self, key: SystemKey) -> Result<()> {
+        let vm = self.vm_of(key)?;
+        let (host, path) = (vm.host.clone(), vm.configuration_file());
+        let bytes = self.encode_configuration(key, None)?;
+        self.write_file(&host, &path, &bytes)?;
+        self.write_guest_state(key, &path)
+    }
+
+    /// `.vmgs`: opaque, with a secret that follows from the VM's id.
+    fn write_guest_state(&self, key: SystemKey, beside: &WindowsPath) -> Result<()> {
+        let vm = self.vm_of(key)?;
+        if !self.host(&vm.host)?.windows.has_guest_state_file()
+            || vm.settings.generation != VmGeneration::Two
+        {
+            return Ok(());
+        }
+        let mut bytes = b"HIKAE-LAB vmgs 1".to_vec();
+        bytes.extend_from_slice(vm.id.0.as_bytes());
+        bytes.push(u8::from(vm.settings.hardware.security.has_tpm));
+        bytes.extend_from_slice(blake3::hash(vm.id.0.as_bytes()).as_bytes());
+        bytes.resize(4096, 0);
+        let path = beside.with_file_name(&format!("{}.vmgs", beside.stem()));
+        self.write_file(&vm.host, &path, &bytes)
+    }
+
+    /// The files of a checkpoint's configuration.
+    pub fn checkpoint_files(&self, host: &HostName, id: CheckpointId) -> Result<Vec<WindowsPath>> {
+        let vm = self.vm_of_checkpoint(host, id)?;
+        let extension = vm.settings.configuration_extension();
+        let folder = vm.settings.checkpoint_root.join("Snapshots");
+        let has_state_file = self.host(host)?.windows.has_guest_state_file()
+            && vm.settings.generation == VmGeneration::Two;
+        let mut files = vec![folder.join(&format!("{id}.{extension}"))];
+        if extension == "vmcx" {
+            files.push(folder.join(&format!("{id}.vmrs")));
+        }
+        if has_state_file {
+            files.push(folder.join(&format!("{id}.vmgs")));
+        }
+        Ok(files)
+    }
+
+    pub(super) fn write_checkpoint_configuration(
+        &mut self,
+        key: SystemKey,
+        id: CheckpointId,
+    ) -> Result<()> {
+        if self.storage.mode == DataMode::Lazy {
+            return Ok(());
+        }
+        self.write_checkpoint_configuration_now(key, id)
+    }
+
+    pub(super) fn write_checkpoint_configuration_now(
+        &mut self,
+        key: SystemKey,
+        id: CheckpointId,
+    ) -> Result<()> {
+        let host = self.vm_of(key)?.host.clone();
+        let files = self.checkpoint_files(&host, id)?;
+        let memory = self
+            .vm_of(key)?
+            .checkpoint(id)
+            .and_then(|it| it.memory.clone());
+        for path in files {
+            match path.extension().as_str() {
+                "vmrs" => {
+                    let bytes = encode_state(id.0, memory.as_ref())?;
+                    self.write_file(&host, &path, &bytes)?;
+                }
+                "vmgs" => self.write_guest_state(key, &path)?,
+                _ => {
+                    let bytes = self.encode_configuration(key, Some(id))?;
+                    self.write_file(&host, &path, &bytes)?;
+                }
+            }
+        }
+        self.write_configuration(key)
+    }
+
+    pub(super) fn remove_checkpoint_configuration(
+        &mut self,
+        key: SystemKey,
+        id: CheckpointId,
+        gone: &Checkpoint,
+    ) -> Result<()> {
+        if self.storage.mode == DataMode::Files {
+            let host = self.vm_of(key)?.host.clone();
+            let folder = gone.settings.checkpoint_root.join("Snapshots");
+            for extension in ["vmcx", "xml", "vmrs", "vmgs"] {
+                let path = folder.join(&format!("{id}.{extension}"));
+                remove_file(&self.backing(&host, &path)?)?;
+            }
+        }
+        self.write_configuration(key)
+    }
+
+    /// Writes what a saved VM remembers.
+    pub(super) fn write_saved_state(&mut self, key: SystemKey) -> Result<()> {
+        if self.storage.mode == DataMode::Lazy {
+            return Ok(());
+        }
+        let vm = self.vm_of(key)?;
+        let memory = vm.guest.as_ref().map(Guest::memory);
+        let bytes = encode_state(vm.id.0, memory.as_ref())?;
+        let (host, path) = (vm.host.clone(), saved_state_path(&vm.configuration_file()));
+        self.write_file(&host, &path, &bytes)
+    }
+
+    /// The saved state is used up, or thrown away.
+    pub(super) fn drop_saved_state(&mut self, key: SystemKey) -> Result<()> {
+        if self.storage.mode == DataMode::Lazy {
+            return Ok(());
+        }
+        let vm = self.vm_of(key)?;
+        let path = saved_state_path(&vm.configuration_file());
+        remove_file(&self.backing(&vm.host, &path)?)
+    }
+
+    pub(super) fn write_file(
+        &self,
+        host: &HostName,
+        path: &WindowsPath,
+        bytes: &[u8],
+    ) -> Result<()> {
+        let file = self.backing(host, path)?;
+        if let Some(folder) = file.parent() {
+            std::fs::create_dir_all(folder)
+                .map_err(|error| Error::io(format!("making the folder of {path}"), error))?;
+        }
+        std::fs::write(&file, bytes).map_err(|error| Error::io(format!("writing {path}"), error))
+    }
+
+    /// The configuration of a VM or of one of its checkpoints as bytes.
+    pub(super) fn encode_configuration(
+        &self,
+        key: SystemKey,
+        checkpoint: Option<CheckpointId>,
+    ) -> Result<Vec<u8>> {
+        let vm = self.vm_of(key)?;
+        let at = checkpoint.and_then(|id| vm.checkpoint(id));
+        let settings = at.map_or(&vm.settings, |it| &it.settings);
+        let mut lab = Tree::default().with("integration", text_of(&enabled(vm.integration))?);
+        lab.put("guest_facts", text_of(&vm.guest_facts)?);
+        if let Some(guest) = &vm.guest {
+            lab.put("guest", text_of(&guest.stored())?);
+        }
+        lab.put("vm_id", vm.id.to_string());
+        lab.put(
+            "is_saved",
+            at.map_or(vm.power == super::PowerState::Saved, |it| it.has_memory),
+        );
+        let list = (1..).zip(vm.checkpoints.keys());
+        let list = list.fold(Tree::default(), |tree, (number, id)| {
+            tree.with(
+                format!("node{number}"),
+                Tree::default().with("guid", id.to_string()),
+            )
+        });
+        let kind = if at.is_some() {
+            "Snapshot"
+        } else {
+            "Virtual Machine"
+        };
+        let id = at.map_or(vm.id.to_string(), |it| it.id.to_string());
+        let mut root = Tree::default()
+            .with(
+                "global_settings",
+                Tree::default()
+                    .with("snapshots", Tree::default().with("list", list))
+                    .with("disk_merge_pending", self.is_merge_pending(key)),
+            )
+            .with("properties", properties(settings, &id, kind));
+        encode_hardware(settings, &mut root);
+        root.put("lab", lab);
+        let tree = Tree::default().with("configuration", root);
+        match settings.configuration_extension() {
+            "vmcx" => container::encode(&tree),
+            _ => Ok(container::encode_xml(&tree)),
+        }
+    }
+
+    /// Reads a configuration file of a host.
+    ///
+    /// # Errors
+    /// `FileNotFound` when there is none; `InvalidParameter` when it describes no VM.
+    pub(super) fn read_configuration(
+        &self,
+        host: &HostName,
+        path: &WindowsPath,
+    ) -> Result<StoredSystem> {
+        let tree = self.read_tree(host, path)?;
+        let refuse =
+            |why: &str| Error::returned(ReturnCode::InvalidParameter, format!("{path}: {why}"));
+        let root = tree
+            .node("configuration")
+            .ok_or_else(|| refuse("describes no virtual machine"))?;
+        let lab = root.node("lab");
+        let of_lab = |name: &str| lab.and_then(|lab| text_at(lab, name));
+        let id = of_lab("vm_id")
+            .or_else(|| root.text("properties/global_id"))
+            .ok_or_else(|| refuse("has no id"))?
+            .parse()
+            .map_err(|_| refuse("has no id"))?;
+        let settings = decode_settings(root, path)?;
+        let guest = of_lab("guest")
+            .map(serde_json::from_str::<StoredGuest>)
+            .transpose()
+            .map_err(|_| refuse("names a guest that is none"))?
+            .map(|it| Guest::new(it.os, it.layout, it.tag, it.transactions_per_tick));
+        let integration = of_lab("integration")
+            .and_then(|text| serde_json::from_str::<Vec<bool>>(text).ok())
+            .map_or(IntegrationServices::SILENT, |flags| {
+                services(&flags, guest.is_some())
+            });
+        let guest_facts = of_lab("guest_facts")
+            .and_then(|text| serde_json::from_str(text).ok())
+            .unwrap_or_default();
+        let is_checkpoint = root
+            .text("properties/type_id")
+            .is_some_and(|kind| kind.eq_ignore_ascii_case("Snapshot"));
+        let is_saved = lab.and_then(|lab| lab.flag("is_saved")).unwrap_or(false);
+        Ok(StoredSystem {
+            id,
+            settings,
+            integration,
+            guest_facts,
+            guest,
+            is_saved,
+            is_checkpoint,
+        })
+    }
+
+    /// What a saved state beside a configuration file remembers.
+    pub(super) fn read_saved_state(
+        &self,
+        host: &HostName,
+        path: &WindowsPath,
+    ) -> Result<Option<GuestMemory>> {
+        let state = saved_state_path(path);
+        if !self.backing(host, &state)?.is_file() {
+            return Ok(None);
+        }
+        let tree = self.read_tree(host, &state)?;
+        let memory = tree
+            .node("savedstate")
+            .and_then(|node| text_at(node, "guest"));
+        memory
+            .map(|text| {
+                serde_json::from_str(text)
+                    .map_err(|error| Error::io(format!("reading {state}"), error))
+            })
+            .transpose()
+    }
+
+    fn read_tree(&self, host: &HostName, path: &WindowsPath) -> Result<Node> {
+        let file = self.backing(host, path)?;
+        let refuse =
+            |why: &str| Error::returned(ReturnCode::InvalidParameter, format!("{path}: {why}"));
+        if !file.is_file() {
+            return Err(Error::returned(
+                ReturnCode::FileNotFound,
+                format!("there is no {path}"),
+            ));
+        }
+        if std::fs::metadata(&file).is_ok_and(|it| it.len() > MAX_FILE_BYTES) {
+            return Err(refuse("is no configuration"));
+        }
+        let source = open(&file)?;
+        StoredConfiguration::read(&source)
+            .map(|stored| stored.tree)
+            .map_err(|_| refuse("is no configuration"))
+    }
+}
+
+fn open(file: &Path) -> Result<Arc<dyn block::ReadAt>> {
+    HostFile::open(file, FileAccess::ReadOnly)
+        .map(|file| {
+            let file: Arc<dyn block::ReadAt> = Arc::new(file);
+            file
+        })
+        .map_err(|error| Error::io(format!("opening {}", file.display()), error))
+}
+
+pub(super) fn saved_state_path(configuration: &WindowsPath) -> WindowsPath {
+    configuration.with_file_name(&format!("{}.vmrs", configuration.stem()))
+}
+
+fn encode_state(id: uuid::Uuid, memory: Option<&GuestMemory>) -> Result<Vec<u8>> {
+    let mut state = Tree::default().with("id", id.to_string());
+    if let Some(memory) = memory {
+        state.put("guest", text_of(memory)?);
+    }
+    container::encode(&Tree::default().with("savedstate", state))
+}
+
+fn enabled(services: IntegrationServices) -> Vec<bool> {
+    [
+        services.vss,
+        services.kvp,
+        services.shutdown,
+        services.heartbeat,
+        services.time,
+        services.guest_services,
+    ]
+    .iter()
+    .map(|it| it.is_enabled)
+    .collect()
+}
+
+/// Which services answer is the guest's affair: a guest that writes has them.
+fn services(flags: &[bool], has_guest: bool) -> IntegrationServices {
+    let one = |at: usize| IntegrationService {
+        is_enabled: flags.get(at).copied().unwrap_or(true),
+        in_guest: if has_guest {
+            ServiceStatus::Ok
+        } else {
+            ServiceStatus::NoContact
+        },
+    };
+    IntegrationServices {
+        vss: one(0),
+        kvp: one(1),
+        shutdown: one(2),
+        heartbeat: one(3),
+        time: one(4),
+        guest_services: one(5),
+    }
+}
+
+fn properties(settings: &VmSettings, id: &str, kind: &str) -> Tree {
+    let version = u64::from(settings.version.major) << 8 | u64::from(settings.version.minor);
+    Tree::default()
+        .with("global_id", id)
+        .with("name", settings.name.as_str())
+        .with("notes", settings.notes.as_str())
+        .with(
+            "subtype",
+            match settings.generation {
+                VmGeneration::One => 0_i64,
+                VmGeneration::Two => 1,
+            },
+        )
+        .with("type_id", kind)
+        .with("version", version)
+        .with("bios_serial_number", settings.bios_serial.as_str())
+        .with(
+            "user_snapshot_type",
+            u64::from(settings.user_checkpoints.value()),
+        )
+        .with("start_action", u64::from(settings.start_action.value()))
+        .with(
+            "configuration_root",
+            settings.configuration_root.to_string(),
+        )
+        .with("snapshot_root", settings.checkpoint_root.to_string())
+}
+
+fn encode_hardware(settings: &VmSettings, root: &mut Tree) {
+    let hardware = &settings.hardware;
+    let memory = hardware.memory;
+    let bank = Tree::default()
+        .with("dynamic_memory_enabled", memory.is_dynamic)
+        .with("limit", memory.maximum_mib)
+        .with("reservation", memory.minimum_mib)
+        .with("size", memory.startup_mib);
+    root.put(
+        "settings",
+        Tree::default()
+            .with("memory", Tree::default().with("bank", bank))
+            .with(
+                "processors",
+                Tree::default().with("count", u64::from(hardware.processors)),
+            ),
+    );
+    let mut manifest = Tree::default();
+    let mut instances: Vec<(String, Tree)> = Vec::new();
+    let mut device = |kind: &str, name: &str, instance: String, tree: Tree| {
+        let number = instances.len() + 1;
+        manifest.put(
+            format!("vdev{number:03}"),
+            Tree::default()
+                .with("device", kind)
+                .with("instance", instance.as_str())
+                .with("name", name),
+        );
+        instances.push((format!("_{instance}_"), tree));
+    };
+    let ide: Vec<&Controller> = of_kind(hardware, ControllerKind::Ide);
+    if !ide.is_empty() {
+        let tree = ide.iter().fold(Tree::default(), |tree, controller| {
+            tree.with(
+                format!("controller{}", controller.number),
+                drives(controller),
+            )
+        });
+        device(
+            IDE_DEVICE,
+            "Microsoft Emulated IDE Controller",
+            IDE_DEVICE.to_owned(),
+            tree,
+        );
+    }
+    for controller in of_kind(hardware, ControllerKind::Scsi) {
+        let tree = Tree::default().with("controller0", drives(controller));
+        device(
+            SCSI_DEVICE,
+            "Microsoft SCSI Controller",
+            controller.device.to_string(),
+            tree,
+        );
+    }
+    for adapter in &hardware.adapters {
+        let mut tree = Tree::default()
+            .with("FriendlyName", adapter.name.as_str())
+            .with("IsConnected", adapter.switch.is_some())
+            .with("MacAddress", adapter.mac_address.as_str())
+            .with("MacAddressIsStatic", adapter.is_mac_static);
+        if let Some(switch) = &adapter.switch {
+            tree.put("SwitchName", switch.as_str());
+        }
+        if let Some(vlan) = adapter.vlan {
+            tree.put("Vlan", u64::from(vlan));
+        }
+        device(
+            ADAPTER_DEVICE,
+            "Microsoft Synthetic Ethernet Port",
+            adapter.device.to_string(),
+            tree,
+        );
+    }
+    for port in &hardware.fibre_channel {
+        let tree = Tree::default().with("WorldWidePortName", port.world_wide_port_name.as_str());
+        device(
+            FIBRE_CHANNEL_DEVICE,
+            "Microsoft Synthetic Fibre Channel Port",
+            port.device.to_string(),
+            tree,
+        );
+    }
+    let security = Tree::default()
+        .with("secure_boot_enabled", hardware.security.is_secure_boot)
+        .with("shielded", hardware.security.is_shielded);
+    if hardware.security.has_tpm {
+        device(
+            TPM_DEVICE,
+            "Microsoft Virtual TPM Device",
+            TPM_DEVICE.to_owned(),
+            Tree::default(),
+        );
+    }
+    root.put("manifest", manifest);
+    for (name, tree) in instances {
+        root.put(name, tree);
+    }
+    root.put("_security_", security);
+}
+
+fn of_kind(hardware: &Hardware, kind: ControllerKind) -> Vec<&Controller> {
+    hardware
+        .controllers
+        .iter()
+        .filter(|it| it.kind == kind)
+        .collect()
+}
+
+fn drives(controller: &Controller) -> Tree {
+    controller
+        .drives
+        .iter()
+        .fold(Tree::default(), |tree, (slot, drive)| {
+            let below = match drive {
+                Drive::VirtualDisk(Some(medium)) => Tree::default()
+                    .with("pathname", medium.path.to_string())
+                    .with(
+                        "sharing",
+                        match medium.sharing {
+                            DiskSharing::Private => 0_i64,
+                            DiskSharing::SharedVhdx => 1,
+                            DiskSharing::VhdSet => 2,
+                        },
+                    )
+                    .with("type", "VHD"),
+                Drive::VirtualDisk(None) => Tree::default().with("type", "NONE"),
+                Drive::PassThrough(disk) => Tree::default()
+                    .with("number", u64::from(disk.number))
+                    .with("size", disk.size_bytes)
+                    .with("device", disk.device.to_string())
+                    .with("type", "PHYSICAL"),
+                Drive::Dvd(path) => {
+                    let shown = path.as_ref().map_or(String::new(), ToString::to_string);
+                    Tree::default().with("pathname", shown).with("type", "ISO")
+                }
+            };
+            tree.with(format!("drive{slot}"), below)
+        })
+}
+
+fn decode_settings(root: &Node, path: &WindowsPath) -> Result<VmSettings> {
+    let folder = path.parent();
+    let version = root.number("properties/version").unwrap_or(0x0500);
+    let two = |number: u64| u16::try_from(number & 0xFF).unwrap_or(0);
+    let path_at = |name: &str| {
+        let text = root.text(name)?;
+        WindowsPath::parse(text).ok()
+    };
+    let text = |name: &str| root.text(name).unwrap_or("").to_owned();
+    let bank = |name: &str, usual: u64| {
+        root.number(&format!("settings/memory/bank/{name}"))
+            .unwrap_or(usual)
+    };
+    Ok(VmSettings {
+        name: text("properties/name"),
+        generation: match root.number("properties/subtype") {
+            Some(1) => VmGeneration::Two,
+            _ => VmGeneration::One,
+        },
+        version: ConfigurationVersion {
+            major: two(version >> 8),
+            minor: two(version),
+        },
+        notes: text("properties/notes"),
+        configuration_root: path_at("properties/configuration_root").unwrap_or(folder.clone()),
+        checkpoint_root: path_at("properties/snapshot_root").unwrap_or(folder),
+        user_checkpoints: match root.number("properties/user_snapshot_type") {
+            Some(2) => UserCheckpointType::Disabled,
+            Some(4) => UserCheckpointType::ProductionOnly,
+            Some(5) => UserCheckpointType::Standard,
+            _ => UserCheckpointType::ProductionFallback,
+        },
+        start_action: match root.number("properties/start_action") {
+            Some(2) => StartAction::Nothing,
+            Some(4) => StartAction::Always,
+            _ => StartAction::RestartIfRunning,
+        },
+        bios_serial: text("properties/bios_serial_number"),
+        hardware: Hardware {
+            processors: root
+                .number("settings/processors/count")
+                .and_then(|count| u32::try_from(count).ok())
+                .unwrap_or(1),
+            memory: Memory {
+                startup_mib: bank("size", 1024),
+                minimum_mib: bank("reservation", 512),
+                maximum_mib: bank("limit", 1_048_576),
+                is_dynamic: root
+                    .flag("settings/memory/bank/dynamic_memory_enabled")
+                    .unwrap_or(false),
+            },
+            controllers: decode_controllers(root)?,
+            adapters: decode_adapters(root),
+            fibre_channel: decode_fibre_channel(root),
+            security: Security {
+                is_secure_boot: root.flag("_security_/secure_boot_enabled").unwrap_or(false),
+                has_tpm: devices(root, TPM_DEVICE).next().is_some(),
+                is_shielded: root.flag("_security_/shielded").unwrap_or(false),
+            },
+        },
+    })
+}
+
+/// Instances of a device with their settings.
+fn devices<'n>(root: &'n Node, kind: &'n str) -> impl Iterator<Item = (&'n str, &'n Node)> {
+    let manifest = root.node("manifest").map_or(&[][..], |it| it.entries());
+    manifest.iter().filter_map(move |(_, entry)| {
+        let ConfigValue::Node(entry) = entry else {
+            return None;
+        };
+        let of_kind = entry
+            .text("device")
+            .is_some_and(|it| it.eq_ignore_ascii_case(kind));
+        let instance = entry.text("instance").filter(|_| of_kind)?;
+        Some((instance, root.node(&format!("_{instance}_"))?))
+    })
+}
+
+fn decode_controllers(root: &Node) -> Result<Vec<Controller>> {
+    let mut controllers = Vec::new();
+    for (_, device) in devices(root, IDE_DEVICE) {
+        for number in 0..2 {
+            controllers.push(Controller {
+                kind: ControllerKind::Ide,
+                device: IDE_CONTROLLER,
+                number,
+                drives: decode_drives(device.node(&format!("controller{number}")))?,
+            });
+        }
+    }
+    for (number, (instance, device)) in (0..).zip(devices(root, SCSI_DEVICE)) {
+        controllers.push(Controller {
+            kind: ControllerKind::Scsi,
+            device: instance.parse()?,
+            number,
+            drives: decode_drives(device.node("controller0"))?,
+        });
+    }
+    Ok(controllers)
+}
+
+fn decode_drives(controller: Option<&Node>) -> Result<BTreeMap<u32, Drive>> {
+    let mut drives = BTreeMap::new();
+    for (name, drive) in controller.map_or(&[][..], |it| it.entries()) {
+        let slot = name.strip_prefix("drive").and_then(|it| it.parse().ok());
+        let (Some(slot), ConfigValue::Node(drive)) = (slot, drive) else {
+            continue;
+        };
+        let path = drive.text("pathname").map(WindowsPath::parse).transpose()?;
+        let number = |name: &str| drive.number(name).unwrap_or(0);
+        let decoded = match (drive.text("type"), path) {
+            (Some("VHD"), Some(path)) => Drive::VirtualDisk(Some(Medium {
+                path,
+                sharing: match number("sharing") {
+                    1 => DiskSharing::SharedVhdx,
+                    2 => DiskSharing::VhdSet,
+                    _ => DiskSharing::Private,
+                },
+                iops_limit: 0,
+            })),
+            (Some("PHYSICAL"), _) => Drive::PassThrough(PhysicalDisk {
+                number: u32::try_from(number("number")).unwrap_or(u32::MAX),
+                size_bytes: number("size"),
+                device: drive.text("device").unwrap_or_default().parse()?,
+            }),
+            (Some("ISO"), path) => Drive::Dvd(path),
+            _ => Drive::VirtualDisk(None),
+        };
+        drives.insert(slot, decoded);
+    }
+    Ok(drives)
+}
+
+fn decode_adapters(root: &Node) -> Vec<NetworkAdapter> {
+    let found = devices(root, ADAPTER_DEVICE);
+    found
+        .filter_map(|(instance, device)| {
+            Some(NetworkAdapter {
+                device: instance.parse::<DeviceId>().ok()?,
+                name: device
+                    .text("FriendlyName")
+                    .unwrap_or("Network Adapter")
+                    .to_owned(),
+                kind: AdapterKind::Synthetic,
+                mac_address: device.text("MacAddress").unwrap_or("").to_owned(),
+                is_mac_static: device.flag("MacAddressIsStatic").unwrap_or(false),
+                switch: device.text("SwitchName").map(SwitchName::new),
+                vlan: device.number("Vlan").and_then(|it| u16::try_from(it).ok()),
+                addresses: Vec::new(),
+            })
+        })
+        .collect()
+}
+
+fn decode_fibre_channel(root: &Node) -> Vec<FibreChannelPort> {
+    let found = devices(root, FIBRE_CHANNEL_DEVICE);
+    found
+        .filter_map(|(instance, device)| {
+            Some(FibreChannelPort {
+                device: instance.parse().ok()?,
+                world_wide_port_name: device.text("WorldWidePortName").unwrap_or("").to_owned(),
+            })
+        })
+        .collect()
+}

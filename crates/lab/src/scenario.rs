@@ -1,0 +1,3 @@
+//! Ready-made estates.
+//!
+//! **Invariant.** The same scenario, seed and folder give the same estate.
