@@ -2,7 +2,23 @@
 //!
 //! ```text
 //!   HttpServer (sockets, authentication) ──► SoapService::serve(caller, bytes) ──► Reply
+//!                                                │
+//!                         WsmanService: strict reading, enumerations, limits, typing of parameters
+//!                                                │
+//!                                          CimProvider: the estate
 //! ```
+//!
+//! **Invariants.** A request gets exactly one answer; what cannot be understood gets a fault. Everything that a caller can make grow
+//! (contexts, items, bytes) is bounded. No clock and no randomness of its own.
+
+mod enumeration;
+mod parameters;
+mod provider;
+mod results;
+mod service;
+
+pub use provider::{CimProvider, Invocation, Operation, not_found};
+pub use service::{ContextIds, ParameterOrder, ServiceOptions, ServiceSources, WsmanService};
 
 use std::fmt;
 

@@ -17,6 +17,11 @@ const SECONDS_PER_DAY: i64 = 86_400;
 const MICROS_PER_DAY: u64 = 86_400_000_000;
 const SPAN_DAYS_END: u64 = 100_000_000;
 
+/// Year, month, day.
+type Day = (i64, i64, i64);
+/// Hour, minute, second, microsecond.
+type Clock = (i64, i64, i64, i64);
+
 /// A point in time, to the microsecond, kept in UTC.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct CimDatetime {
@@ -104,8 +109,8 @@ impl CimDatetime {
     }
 
     fn from_parts(
-        (year, month, day): (i64, i64, i64),
-        (hour, minute, second, micros): (i64, i64, i64, i64),
+        (year, month, day): Day,
+        (hour, minute, second, micros): Clock,
         offset_minutes: i64,
     ) -> Option<Self> {
         let is_clock =
@@ -122,7 +127,7 @@ impl CimDatetime {
         Self::from_unix_micros(seconds * MICROS_PER_SECOND + micros)
     }
 
-    fn parts(self) -> ((i64, i64, i64), (i64, i64, i64, i64)) {
+    fn parts(self) -> (Day, Clock) {
         let seconds = self.unix_micros.div_euclid(MICROS_PER_SECOND);
         let micros = self.unix_micros.rem_euclid(MICROS_PER_SECOND);
         let of_day = seconds.rem_euclid(SECONDS_PER_DAY);

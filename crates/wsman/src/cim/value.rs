@@ -68,10 +68,10 @@ impl CimType {
                 None => matches!(self, Self::Real32 | Self::Real64),
             },
             CimValue::Sint(value) => match self.integer_range() {
-                Some((least, most)) => {
-                    *value >= least && u64::try_from(*value).is_ok_and(|it| it <= most)
-                        || *value < 0 && *value >= least
-                }
+                Some((least, most)) => match u64::try_from(*value) {
+                    Ok(positive) => positive <= most,
+                    Err(_) => *value >= least,
+                },
                 None => matches!(self, Self::Real32 | Self::Real64),
             },
             CimValue::Real(_) => matches!(self, Self::Real32 | Self::Real64),

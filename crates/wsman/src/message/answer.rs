@@ -252,6 +252,18 @@ impl AnswerWriter {
         Self { out }
     }
 
+    /// A piece of an answer, to be put into one by [`AnswerWriter::append`].
+    pub(crate) fn fragmentary() -> Self {
+        Self {
+            out: XmlWriter::new(),
+        }
+    }
+
+    /// Puts a piece behind what is there.
+    pub(crate) fn append(&mut self, piece: Self) {
+        self.out.append(piece.out);
+    }
+
     /// Bytes so far, with what still must follow.
     pub(crate) fn len(&self) -> usize {
         self.out.len().saturating_add(TAIL_BYTES)

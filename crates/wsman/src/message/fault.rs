@@ -205,7 +205,7 @@ pub struct Fault {
     /// The URI that says more exactly what is wrong.
     pub detail: Option<String>,
     /// What the provider said.
-    pub provider: Option<ProviderError>,
+    pub provider: Option<Box<ProviderError>>,
     /// The host that says so, as it names itself.
     pub machine: Option<String>,
 }
@@ -256,11 +256,11 @@ impl Fault {
     /// The same with an error of WMI, whose status of CIM follows from it.
     #[must_use]
     pub fn with_hresult(mut self, code: u32, message: impl Into<String>) -> Self {
-        self.provider = Some(ProviderError {
+        self.provider = Some(Box::new(ProviderError {
             cim_status: cim_status(code),
             hresult: Some(code),
             message: message.into(),
-        });
+        }));
         self
     }
 
@@ -398,7 +398,7 @@ impl Fault {
             detail: detail
                 .and_then(|it| it.child(namespace::WSMAN, "FaultDetail"))
                 .map(|it| clip(it.trimmed())),
-            provider,
+            provider: provider.map(Box::new),
             machine: wsman.and_then(|it| it.attribute("", "Machine")).map(clip),
         }
     }

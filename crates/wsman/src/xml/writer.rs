@@ -42,6 +42,13 @@ impl XmlWriter {
         self.out.truncate(length);
     }
 
+    /// Puts another behind what is there.
+    pub fn append(&mut self, other: Self) -> &mut Self {
+        self.out.push_str(&other.out);
+        self.bad_character = self.bad_character.or(other.bad_character);
+        self
+    }
+
     /// Markup as it stands.
     pub fn raw(&mut self, markup: &str) -> &mut Self {
         self.out.push_str(markup);
