@@ -19,7 +19,9 @@ mod cluster;
 mod clustering;
 mod configuration;
 mod container;
+mod defining;
 mod disk;
+mod exporting;
 mod fault;
 mod hardware;
 mod host;
@@ -55,7 +57,12 @@ pub use cluster::{
     Cluster, Group, GroupState, GroupType, Node, NodeState, Resource, ResourceState, ResourceType,
 };
 pub use clustering::Drain;
+pub use defining::{
+    DriveSpec, ImportId, ResourceChange, ResourceRef, ResourceSpec, ServiceName, ServiceSwitch,
+    SystemChange, SystemDefinition, SystemTarget,
+};
 pub use disk::{DiskFacts, DiskFile, DiskFormat, DiskType};
+pub use exporting::{ExportFolder, ExportRequest, ExportStorage};
 pub use fault::{Fault, FaultKind, Faults, Repeat, Trigger};
 pub use hardware::{
     AdapterKind, Controller, ControllerKind, DiskSharing, Drive, FibreChannelPort, Hardware,

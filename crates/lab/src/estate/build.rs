@@ -364,6 +364,7 @@ impl Estate {
             backing,
             capacity_bytes,
             state: VolumeState::Online,
+            is_foreign: false,
             filled_bytes: 0,
         };
         self.storage.volumes.push(volume);
@@ -434,6 +435,16 @@ impl Estate {
     /// `NotFound`.
     pub fn fill_volume(&mut self, id: VolumeId, bytes: u64) -> Result<()> {
         self.volume_mut(id)?.filled_bytes = bytes;
+        self.touch();
+        Ok(())
+    }
+
+    /// Says that a share is outside of the domain.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub fn make_foreign(&mut self, id: VolumeId) -> Result<()> {
+        self.volume_mut(id)?.is_foreign = true;
         self.touch();
         Ok(())
     }

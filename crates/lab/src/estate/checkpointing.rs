@@ -657,7 +657,11 @@ impl Estate {
     }
 
     /// Takes a checkpoint out of its VM; its files may be merged.
-    fn take_checkpoint(&mut self, key: SystemKey, id: CheckpointId) -> Result<Option<Checkpoint>> {
+    pub(super) fn take_checkpoint(
+        &mut self,
+        key: SystemKey,
+        id: CheckpointId,
+    ) -> Result<Option<Checkpoint>> {
         let now = self.now();
         let vm = self.vm_mut(key)?;
         let host = vm.host.clone();
@@ -782,7 +786,6 @@ impl Estate {
         vm.current_parent = Some(id);
         vm.last_applied = Some(id);
         vm.configuration_changed = now;
-        vm.reference_points.clear();
         if let (Some(guest), Some(memory)) = (&mut vm.guest, checkpoint.memory.clone()) {
             guest.resume(memory);
         } else if let Some(guest) = &mut vm.guest {

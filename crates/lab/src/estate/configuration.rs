@@ -100,6 +100,17 @@ impl Estate {
         self.write_guest_state(key, &path)
     }
 
+    /// Takes a VM's own configuration files away.
+    pub(super) fn remove_configuration(&mut self, key: SystemKey) -> Result<()> {
+        let vm = self.vm_of(key)?;
+        let path = vm.configuration_file();
+        for extension in ["vmcx", "xml", "vmrs", "vmgs"] {
+            let file = path.with_file_name(&format!("{}.{extension}", path.stem()));
+            remove_file(&self.backing(&vm.host, &file)?)?;
+        }
+        Ok(())
+    }
+
     /// `.vmgs`: opaque, with a secret that follows from the VM's id.
     fn write_guest_state(&self, key: SystemKey, beside: &WindowsPath) -> Result<()> {
         let vm = self.vm_of(key)?;

@@ -180,12 +180,35 @@ impl Estate {
         let ids = self.disk_ids.clone();
         let merged = self.storage.merge(child, &ids);
         if merged.is_ok() {
+            if let Some(disk) = self.storage.disks.get_mut(&parent) {
+                disk.is_released = false;
+            }
             self.rename_medium(key, child, &below)?;
+            self.write_configuration(key)?;
         }
         if was_open {
             self.reopen_session(key)?;
         }
         merged
+    }
+
+    /// Drops all checkpoints of a VM that is off and merges everything now: it is about to go.
+    pub(super) fn settle_files(&mut self, key: SystemKey) -> Result<()> {
+        let ids: Vec<_> = self.vm_of(key)?.checkpoints.keys().copied().collect();
+        for id in ids {
+            if let Some(gone) = self.take_checkpoint(key, id)? {
+                for state in gone.tracked.values() {
+                    self.storage.forget_moment(&state.id);
+                }
+            }
+        }
+        while let Some(step) = self.plan_merge(key) {
+            match step {
+                Step::Remove(place) => self.storage.remove(&place)?,
+                Step::MergeUp { child } => self.merge_now(key, &child)?,
+            }
+        }
+        Ok(())
     }
 
     pub(super) fn reopen_session(&mut self, key: SystemKey) -> Result<()> {

@@ -13,6 +13,7 @@ use super::ids::{HostName, SystemKey, VmId};
 use super::job::{Affected, JobClass, JobFailure, Started};
 use super::running::{OpenDisk, Session, SessionDisks};
 use super::storage::FilePlace;
+use super::switch::Switch;
 use super::vm::{Activity, PowerState, Realm};
 use super::work::{Event, JobPlan, Outcome};
 use super::{DiskSharing, DriveAddress, Estate};
@@ -324,7 +325,16 @@ impl Estate {
             self.adopt(host, path)?;
         }
         let places = self.disk_places(key)?;
+        let allows_foreign = self.switches.is_kind(Switch::ForeignShares);
         for (_, place, sharing) in &places {
+            let is_foreign = self
+                .storage
+                .volume(place.volume)
+                .is_some_and(|it| it.is_foreign);
+            if is_foreign && !allows_foreign {
+                let text = format!("the computer account has no access to {}", place.path);
+                return Err(JobFailure::new(ReturnCode::AccessDenied, text));
+            }
             let holder = self.storage.known(place)?.holder;
             if holder.is_some_and(|it| it != key) && *sharing == DiskSharing::Private {
                 let text = format!("{} is used by another process", place.path);

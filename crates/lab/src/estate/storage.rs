@@ -90,6 +90,8 @@ pub struct Volume {
     pub capacity_bytes: u64,
     /// How it can be reached.
     pub state: VolumeState,
+    /// Whether it is a share outside of the domain: computer accounts have no rights there.
+    pub is_foreign: bool,
     /// Bytes that something else takes.
     pub filled_bytes: u64,
 }
