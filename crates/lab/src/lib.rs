@@ -16,6 +16,9 @@
 mod error;
 pub mod estate;
 pub mod guest;
+pub mod provider;
 pub mod scenario;
+pub mod schema;
+pub mod wire;
 
 pub use error::{Error, ErrorKind, HResult, Result, ReturnCode, Win32Error};
