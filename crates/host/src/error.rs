@@ -110,10 +110,6 @@ impl Error {
         }
     }
 
-    pub(crate) fn protocol(context: impl Into<String>) -> Self {
-        Self::new(ErrorKind::Protocol, context)
-    }
-
     pub(crate) fn cancelled(what: &str) -> Self {
         Self::new(ErrorKind::Cancelled, format!("{what} was told to stop"))
     }

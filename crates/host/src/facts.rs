@@ -12,11 +12,11 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::ErrorKind;
 use crate::clock::Timestamp;
 use crate::custody::{MachineMark, Mark};
 use crate::ids::{CheckpointId, DeviceId, NodeName, TrackingPointId, VmId};
 use crate::path::{HostPath, PathPlace};
-use crate::{ErrorKind, Result};
 
 /// Which Windows Server a host runs, as far as it matters for protection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -658,6 +658,8 @@ pub struct RoleFacts {
     pub owner: NodeName,
     /// State of the group.
     pub state: RoleState,
+    /// Whether going offline saves the machine; `None` when the cluster does not tell.
+    pub saves_when_offline: Option<bool>,
     /// Priority, as the cluster counts it (3000 high, 2000 medium, 1000 low, 0 no automatic start).
     pub priority: Option<u32>,
 }
@@ -671,9 +673,4 @@ pub struct Location {
     pub node: NodeName,
     /// The node where it was looked for first, when that was another one.
     pub moved_from: Option<NodeName>,
-}
-
-/// Reads an id that an inventory must have, naming what lacks it.
-pub(crate) fn required<T>(value: Option<T>, what: impl FnOnce() -> String) -> Result<T> {
-    value.ok_or_else(|| crate::Error::protocol(what()))
 }

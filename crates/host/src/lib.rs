@@ -38,6 +38,7 @@ pub mod definition;
 pub mod eligibility;
 mod error;
 pub mod facts;
+pub mod hyperv;
 pub mod ids;
 pub mod path;
 

@@ -28,7 +28,7 @@ use crate::boundary::{Checkpoints, Definition, Inventory, Power};
 use crate::checkpoint::{ForeignCheckpoint, MergeState, Presence, Warning};
 use crate::clock::{CancelToken, Timestamp};
 use crate::error::chain_text;
-use crate::facts::{Activity, CheckpointFacts, PowerState, VmFacts};
+use crate::facts::{Activity, CheckpointFacts, CheckpointKind, PowerState, VmFacts};
 use crate::ids::{
     CheckpointId, CheckpointRef, JobId, NodeName, OwnerId, TrackingPointId, TrackingPointRef, VmId,
 };
@@ -408,8 +408,10 @@ impl<'a> Custodian<'a> {
                 .as_ref()
                 .is_some_and(|mark| mark.job == entry.intent.job)
         };
+        // Of any kind: an old host makes ordinary checkpoints for backups too.
         let marked: Vec<String> = machine
-            .recovery_checkpoints()
+            .checkpoints
+            .iter()
             .filter(is_ours)
             .map(|it| it.id.to_string())
             .collect();
@@ -550,7 +552,11 @@ impl<'a> Custodian<'a> {
         report: &mut SweepReport,
         cancel: &CancelToken,
     ) {
-        for checkpoint in machine.recovery_checkpoints() {
+        let of_backups = machine
+            .checkpoints
+            .iter()
+            .filter(|it| it.kind == CheckpointKind::Recovery || it.mark.is_some());
+        for checkpoint in of_backups {
             let id = checkpoint.id.to_string();
             if claimed.contains(&(HeldKind::Checkpoint, machine.id, id)) {
                 continue;

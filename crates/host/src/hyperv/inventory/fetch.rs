@@ -1,0 +1,133 @@
+//! The rows of a node, class by class.
+
+use wsman::cim::CimInstance;
+
+use super::super::names::{
+    CONNECTION, EXCHANGE, EXCHANGE_SETTING, REFERENCE_POINT, RESOURCE, SETTINGS, STORAGE,
+    SYNTHETIC_PORT, SYSTEM,
+};
+use super::super::node::{Node, Realm, quoted};
+use crate::ids::VmId;
+use crate::{Error, ErrorKind, Result};
+
+/// How much of a node is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in super::super) enum Scope {
+    All,
+    One(VmId),
+}
+
+/// How a class says which machine its rows belong to.
+#[derive(Debug, Clone, Copy)]
+enum Key {
+    /// `Name` is the machine.
+    Name,
+    /// `VirtualSystemIdentifier` is the machine.
+    System,
+    /// `SystemName` is the machine.
+    Device,
+    /// `InstanceID` begins with it.
+    Prefix,
+    /// It belongs to the host.
+    Host,
+}
+
+/// Rows of one node. Lists of classes that a generation does not have are empty.
+#[derive(Default)]
+pub(super) struct Rows {
+    pub systems: Vec<CimInstance>,
+    pub settings: Vec<CimInstance>,
+    pub storage: Vec<CimInstance>,
+    pub resources: Vec<CimInstance>,
+    pub synthetic_ports: Vec<CimInstance>,
+    pub emulated_ports: Vec<CimInstance>,
+    pub connections: Vec<CimInstance>,
+    pub switches: Vec<CimInstance>,
+    pub fibre_channel: Vec<CimInstance>,
+    pub memory: Vec<CimInstance>,
+    pub processors: Vec<CimInstance>,
+    pub security: Vec<CimInstance>,
+    pub backup: Vec<CimInstance>,
+    pub exchange: Vec<CimInstance>,
+    pub exchange_settings: Vec<CimInstance>,
+    pub shutdown: Vec<CimInstance>,
+    pub heartbeat: Vec<CimInstance>,
+    pub reference_points: Vec<CimInstance>,
+    /// `None` where the class is not there: then nobody knows.
+    pub assigned_devices: Option<Vec<CimInstance>>,
+    pub problems: Vec<Error>,
+}
+
+pub(super) fn fetch(node: &Node, scope: Scope) -> Result<Rows> {
+    // Without these nothing could be said of a machine's data, and silence would read as "no disks".
+    let mut rows = Rows {
+        systems: ask(node, SYSTEM, Key::Name, scope)?,
+        settings: ask(node, SETTINGS, Key::System, scope)?,
+        storage: ask(node, STORAGE, Key::Prefix, scope)?,
+        resources: ask(node, RESOURCE, Key::Prefix, scope)?,
+        ..Rows::default()
+    };
+    let mut problems = Vec::new();
+    let mut more = |class: &str, key: Key| match ask(node, class, key, scope) {
+        Ok(found) => Some(found),
+        // A class that this generation does not have.
+        Err(error) if error.kind() == ErrorKind::NotFound => None,
+        Err(error) => {
+            problems.push(error);
+            None
+        }
+    };
+    rows.synthetic_ports = more(SYNTHETIC_PORT, Key::Prefix).unwrap_or_default();
+    rows.emulated_ports =
+        more("Msvm_EmulatedEthernetPortSettingData", Key::Prefix).unwrap_or_default();
+    rows.connections = more(CONNECTION, Key::Prefix).unwrap_or_default();
+    rows.switches = more("Msvm_VirtualEthernetSwitch", Key::Host).unwrap_or_default();
+    rows.fibre_channel = more("Msvm_SyntheticFcPortSettingData", Key::Prefix).unwrap_or_default();
+    rows.memory = more("Msvm_MemorySettingData", Key::Prefix).unwrap_or_default();
+    rows.processors = more("Msvm_ProcessorSettingData", Key::Prefix).unwrap_or_default();
+    rows.security = more("Msvm_SecuritySettingData", Key::Prefix).unwrap_or_default();
+    rows.backup = more("Msvm_VssComponent", Key::Device).unwrap_or_default();
+    rows.exchange = more(EXCHANGE, Key::Device).unwrap_or_default();
+    rows.exchange_settings = more(EXCHANGE_SETTING, Key::Prefix).unwrap_or_default();
+    rows.shutdown = more("Msvm_ShutdownComponent", Key::Device).unwrap_or_default();
+    rows.heartbeat = more("Msvm_HeartbeatComponent", Key::Device).unwrap_or_default();
+    rows.reference_points = more(REFERENCE_POINT, Key::System).unwrap_or_default();
+    rows.assigned_devices = more("Msvm_PciExpressSettingData", Key::Prefix);
+    rows.problems = problems;
+    Ok(rows)
+}
+
+/// What disks are put together from, of one machine.
+pub(super) fn fetch_disks(node: &Node, vm: VmId) -> Result<Rows> {
+    let scope = Scope::One(vm);
+    Ok(Rows {
+        storage: ask(node, STORAGE, Key::Prefix, scope)?,
+        resources: ask(node, RESOURCE, Key::Prefix, scope)?,
+        ..Rows::default()
+    })
+}
+
+fn ask(node: &Node, class: &str, key: Key, scope: Scope) -> Result<Vec<CimInstance>> {
+    let condition = match scope {
+        Scope::All => None,
+        Scope::One(vm) => match key {
+            Key::Name => Some(format!("Name = {}", quoted(&vm.to_string()))),
+            Key::System => Some(format!(
+                "VirtualSystemIdentifier = {}",
+                quoted(&vm.to_string())
+            )),
+            Key::Device => Some(format!("SystemName = {}", quoted(&vm.to_string()))),
+            Key::Prefix => Some(format!("InstanceID LIKE 'Microsoft:{vm}%'")),
+            Key::Host => None,
+        },
+    };
+    node.rows(Realm::Virtualization, class, condition.as_deref())
+}
+
+/// Number of the build of the node's Windows; `None` when it does not tell.
+pub(super) fn build_of(node: &Node) -> Option<u32> {
+    let rows = node
+        .rows(Realm::Windows, "Win32_OperatingSystem", None)
+        .ok()?;
+    rows.first()?.opt_u32("BuildNumber").ok().flatten()
+}
