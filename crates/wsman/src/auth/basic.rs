@@ -24,8 +24,11 @@ pub(crate) fn decode(token: &str) -> Result<(String, Secret)> {
         .decode(token.trim())
         .map_err(|cause| Error::malformed("basic credentials: base64").caused_by(cause))?;
     let bytes = Zeroizing::new(bytes);
-    let text = std::str::from_utf8(&bytes)
-        .map_err(|cause| Error::malformed("basic credentials: UTF-8").caused_by(cause))?;
+    // RFC 7617 leaves the charset open; clients send UTF-8 or Latin-1.
+    let text = Zeroizing::new(match std::str::from_utf8(&bytes) {
+        Ok(text) => text.to_owned(),
+        Err(_) => bytes.iter().copied().map(char::from).collect(),
+    });
     let (user, password) = text
         .split_once(':')
         .ok_or_else(|| Error::malformed("basic credentials: no colon"))?;
