@@ -94,11 +94,6 @@ impl ServiceKind {
             Self::GuestServices => "6C09BB55-D683-4DA0-8931-C9BF705F6480",
         }
     }
-
-    pub(super) fn of_settings_class(class: &str) -> Option<Self> {
-        let mut all = Self::ALL.into_iter();
-        all.find(|kind| kind.settings_class().eq_ignore_ascii_case(class))
-    }
 }
 
 /// `Microsoft:GUID`.

@@ -297,7 +297,7 @@ fn job_links(scene: &Scene<'_>, anchor: Option<&CimPath>, links: &mut Vec<Link>)
         .unwrap_or_default();
     for job in hint.jobs(scene) {
         let path = identity::job(job.class, job.id);
-        for (element, effect) in jobs::affected(job) {
+        for (element, effect) in jobs::affected(scene, job) {
             links.push(Link {
                 ends: (element, path.clone()),
                 effect: Some(effect),

@@ -2,8 +2,11 @@
 
 use wsman::cim::{CimInstance, CimPath, CimValue};
 
+use super::parts::Part;
 use super::{Scene, datetime, interval, row};
-use crate::estate::{Affected, Job, JobClass, JobState, TIME_BEFORE_REMOVAL};
+use crate::estate::{
+    Affected, Drive, Estate, HostName, Job, JobClass, JobState, Realm, TIME_BEFORE_REMOVAL, VmId,
+};
 use crate::provider::embedded;
 use crate::provider::identity::{self, VIRTUALIZATION};
 use crate::provider::texts::Phrase;
@@ -106,7 +109,7 @@ pub(in crate::provider) fn errors(job: &Job) -> Vec<String> {
 }
 
 /// What a job touches: element and effect (0 unknown, 5 created). Created elements appear once the job completed.
-pub(in crate::provider) fn affected(job: &Job) -> Vec<(CimPath, u16)> {
+pub(in crate::provider) fn affected(scene: &Scene<'_>, job: &Job) -> Vec<(CimPath, u16)> {
     let mut elements: Vec<(CimPath, u16)> = Vec::new();
     let touched = job.affected.iter().map(|it| (it, 0));
     let created = job
@@ -115,27 +118,50 @@ pub(in crate::provider) fn affected(job: &Job) -> Vec<(CimPath, u16)> {
         .filter(|_| job.state.is_success())
         .map(|it| (it, 5));
     for (element, effect) in touched.chain(created) {
-        if let Some(path) = element_path(element) {
+        if let Some(path) = element_path(scene.estate, &scene.host.name, element) {
             elements.push((path, effect));
         }
     }
     elements
 }
 
-/// Path of what a job touches; files have none on the wire.
-pub(in crate::provider) fn element_path(element: &Affected) -> Option<CimPath> {
+/// Path of what a job touches, as far as it is on the host; files have none on the wire.
+pub(in crate::provider) fn element_path(
+    estate: &Estate,
+    host: &HostName,
+    element: &Affected,
+) -> Option<CimPath> {
+    let system = |id: VmId| estate.vm(host, id).or_else(|_| estate.planned(host, id)).ok();
     match element {
-        Affected::System(vm) => Some(identity::system(crate::estate::Realm::Realized, *vm)),
+        Affected::System(id) => {
+            // A VM that left the host is still called what it was.
+            let realm = system(*id).map_or(Realm::Realized, |vm| vm.realm);
+            Some(identity::system(realm, *id))
+        }
         Affected::Checkpoint(id) => Some(identity::settings(id)),
         Affected::ReferencePoint(vm, id) => Some(identity::reference_point(*vm, *id)),
-        Affected::Drive(vm, address) => Some(identity::by_instance_id(
-            "Msvm_ResourceAllocationSettingData",
-            identity::drive_id(vm, *address),
-        )),
-        Affected::Device(vm, device) => Some(identity::by_instance_id(
-            "Msvm_ResourceAllocationSettingData",
-            identity::part_id(vm, device),
-        )),
+        Affected::Drive(id, address) => {
+            let drive = system(*id).and_then(|vm| vm.settings.hardware.drive(*address));
+            Some(match drive {
+                Some(Drive::VirtualDisk(Some(_)) | Drive::Dvd(Some(_))) => {
+                    let medium = identity::medium_id(id, *address);
+                    identity::by_instance_id("Msvm_StorageAllocationSettingData", medium)
+                }
+                _ => {
+                    let drive = identity::drive_id(id, *address);
+                    identity::by_instance_id("Msvm_ResourceAllocationSettingData", drive)
+                }
+            })
+        }
+        Affected::Device(id, device) => {
+            let hardware = &system(*id)?.settings.hardware;
+            let adapter = hardware.adapters.iter().find(|it| it.device == *device);
+            if let Some(adapter) = adapter {
+                return Some(Part::Adapter(adapter).path(&id.to_string()));
+            }
+            let controller = hardware.controllers.iter().find(|it| it.device == *device)?;
+            Some(Part::Controller(controller).path(&id.to_string()))
+        }
         Affected::File(_) => None,
     }
 }
