@@ -42,6 +42,14 @@ const PACKAGES: &[Package] = &[
             "import ctypes; ctypes.CDLL('libwim.so.15')",
         ],
     ),
+    package(
+        "krb5-admin-server",
+        &["sh", "-c", "command -v /usr/sbin/kadmin.local"],
+    ),
+    package("krb5-kdc", &["sh", "-c", "command -v /usr/sbin/krb5kdc"]),
+    package("krb5-user", &["sh", "-c", "command -v kinit"]),
+    package("libclang-dev", LIBCLANG),
+    package("libkrb5-dev", LIBKRB5),
     package("libnbd-bin", &["nbdcopy", "--version"]),
     package("lvm2", &["/bin/sh", "-c", "command -v /sbin/vgcreate"]),
     package("mount", &["/sbin/losetup", "--version"]),
@@ -63,12 +71,31 @@ const PACKAGES: &[Package] = &[
     package("zstd", &["zstd", "--version"]),
 ];
 
-/// What the reader in `tools/` imports, as its tests ask for it.
-const PYTHON_IMPORTS: &str = "import blake3, zstandard, lz4.block, cryptography, argon2";
+/// What building with Kerberos needs.
+const LIBCLANG: &[&str] = &[
+    "sh",
+    "-c",
+    "ls /usr/lib/llvm-*/lib/libclang*.so* /usr/lib64/libclang*.so* 2>/dev/null | grep -q .",
+];
+const LIBKRB5: &[&str] = &["krb5-config", "--libs", "gssapi"];
 
-/// Where the Python packages go, and which list says them.
+/// Where the Python packages go.
 const PYTHON_FOLDER: &str = "target/python";
-const PYTHON_LIST: &str = "tools/requirements.txt";
+
+/// Which lists say them, and what the tests import from each.
+const PYTHON_LISTS: &[(&str, &str)] = &[
+    (
+        "tools/requirements.txt",
+        "import blake3, zstandard, lz4.block, cryptography, argon2, pypsrp, winrm, spnego",
+    ),
+    // Apart, because it is compiled against libkrb5-dev, which may be missing.
+    ("tools/requirements-kerberos.txt", "import kerberos"),
+];
+
+/// Whether the feature `kerberos` can be built here.
+pub(super) fn builds_kerberos() -> bool {
+    works(LIBCLANG) && works(LIBKRB5)
+}
 
 /// Installs what is missing; what still is afterwards, with the reason.
 pub(super) fn prepare(workspace: &Path) -> Result<Vec<String>> {
@@ -88,10 +115,12 @@ pub(super) fn prepare(workspace: &Path) -> Result<Vec<String>> {
             missing.push(format!("Debian package {} ({why})", package.name));
         }
     }
-    if let Some(why) = python(workspace)? {
-        missing.push(format!(
-            "the Python packages of {PYTHON_LIST} in {PYTHON_FOLDER} ({why})"
-        ));
+    for (list, imports) in PYTHON_LISTS {
+        if let Some(why) = python(workspace, list, imports)? {
+            missing.push(format!(
+                "the Python packages of {list} in {PYTHON_FOLDER} ({why})"
+            ));
+        }
     }
     Ok(missing)
 }
@@ -156,19 +185,19 @@ fn install(names: &[&str]) -> Result<Option<String>> {
     Ok(None)
 }
 
-/// Makes the virtual environment that the tests of `tools/` run in; why it could not be done.
-fn python(workspace: &Path) -> Result<Option<String>> {
+/// Installs a list into the virtual environment that tests run in; why it could not be done.
+fn python(workspace: &Path, list: &str, imports: &str) -> Result<Option<String>> {
     let folder = workspace.join(PYTHON_FOLDER);
     let python = folder.join("bin/python3");
     let python_text = python.to_string_lossy().into_owned();
-    if works(&[&python_text, "-c", PYTHON_IMPORTS]) {
+    if works(&[&python_text, "-c", imports]) {
         return Ok(None);
     }
-    let list = workspace.join(PYTHON_LIST);
+    println!("== installing the Python packages of {list}");
+    let list = workspace.join(list);
     if !list.exists() {
         return Ok(Some("the list is not there".to_owned()));
     }
-    println!("== installing the Python packages of {PYTHON_LIST}");
     let steps = [
         Command::new("python3")
             .args(["-m", "venv"])
@@ -193,6 +222,6 @@ fn python(workspace: &Path) -> Result<Option<String>> {
             Err(error) => return Ok(Some(format!("installing failed: {error}"))),
         }
     }
-    let imported = works(&[&python_text, "-c", PYTHON_IMPORTS]);
+    let imported = works(&[&python_text, "-c", imports]);
     Ok((!imported).then(|| "installed, but they cannot be imported".to_owned()))
 }

@@ -26,8 +26,12 @@ use libgssapi::util::{GssIov, GssIovType};
 use super::account::Accounts;
 use super::binding::ChannelBinding;
 use super::negotiate::NEGOTIATE;
+use super::ntlm::CbtHardening;
 use super::{Accepted, Acceptor, Initiator, Proof, Seal, Sealed, Secret, TOKEN_MAX_BYTES};
 use crate::{Error, ErrorKind, Result};
+
+/// What the library says of a login that carried the right channel bindings (MIT krb5 1.19, `gssapi_ext.h`).
+const CHANNEL_BOUND: CtxFlags = CtxFlags::from_bits_retain(0x800);
 
 /// The word of the scheme without SPNEGO.
 pub const KERBEROS: &str = "Kerberos";
@@ -191,6 +195,7 @@ pub struct KerberosAcceptor {
     context: Option<ServerCtx>,
     accounts: Arc<dyn Accounts>,
     binding: Option<ChannelBinding>,
+    hardening: CbtHardening,
 }
 
 impl KerberosAcceptor {
@@ -198,13 +203,18 @@ impl KerberosAcceptor {
     ///
     /// # Errors
     /// [`ErrorKind::Unauthorized`] when there is no keytab with a key in it.
-    pub fn new(accounts: Arc<dyn Accounts>, binding: Option<ChannelBinding>) -> Result<Self> {
+    pub fn new(
+        accounts: Arc<dyn Accounts>,
+        binding: Option<ChannelBinding>,
+        hardening: CbtHardening,
+    ) -> Result<Self> {
         let credentials = Cred::acquire(None, None, CredUsage::Accept, None)
             .map_err(failed("the keys of the service"))?;
         Ok(Self {
             context: Some(ServerCtx::new(Some(credentials))),
             accounts,
-            binding,
+            binding: binding.filter(|_| hardening != CbtHardening::None),
+            hardening,
         })
     }
 }
@@ -236,6 +246,13 @@ impl Acceptor for KerberosAcceptor {
             )
         })?;
         let flags = context.flags().map_err(failed("the context"))?;
+        let must_be_bound = self.hardening == CbtHardening::Strict && self.binding.is_some();
+        if must_be_bound && !flags.contains(CHANNEL_BOUND) {
+            return Err(Error::new(
+                ErrorKind::Unauthorized,
+                format!("kerberos: the login of {name} is not bound to this TLS channel"),
+            ));
+        }
         let seals = flags.contains(CtxFlags::GSS_C_CONF_FLAG | CtxFlags::GSS_C_INTEG_FLAG);
         Ok(Accepted::Done(Proof {
             token,

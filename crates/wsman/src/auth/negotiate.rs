@@ -167,6 +167,8 @@ struct KerberosParts {
     accounts: Arc<dyn Accounts>,
     #[cfg(feature = "kerberos")]
     binding: Option<ChannelBinding>,
+    #[cfg(feature = "kerberos")]
+    hardening: super::ntlm::CbtHardening,
 }
 
 impl NegotiateAcceptor {
@@ -184,6 +186,8 @@ impl NegotiateAcceptor {
                 accounts: Arc::clone(&accounts),
                 #[cfg(feature = "kerberos")]
                 binding: binding.clone(),
+                #[cfg(feature = "kerberos")]
+                hardening: options.ntlm.hardening,
             },
             ntlm: NtlmServer::new(options.ntlm, binding, accounts, entropy),
             state: AcceptorState::Fresh,
@@ -304,6 +308,7 @@ impl NegotiateAcceptor {
         let mut acceptor = super::kerberos::KerberosAcceptor::new(
             Arc::clone(&parts.accounts),
             parts.binding.clone(),
+            parts.hardening,
         )?;
         let accepted = acceptor.step(token)?;
         if matches!(accepted, Accepted::Continue(_)) {

@@ -618,3 +618,103 @@ fn a_login_that_never_ends_or_makes_no_sense_is_given_up() {
         assert_eq!(error.map_err(|it| it.kind()), Err(kind), "{head}");
     }
 }
+
+/// Numbers that follow from a seed.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, bound: usize) -> usize {
+        self.0 = self
+            .0
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1);
+        usize::try_from(self.0 >> 33).expect("31 bits") % bound.max(1)
+    }
+
+    /// Cuts, doubles, strikes or changes a piece.
+    fn mangle(&mut self, bytes: &mut Vec<u8>) {
+        for _ in 0..=self.below(3) {
+            let at = self.below(bytes.len());
+            let end = (at + self.below(24)).min(bytes.len());
+            match self.below(5) {
+                0 => bytes.truncate(at),
+                1 => {
+                    let piece = bytes[at..end].to_vec();
+                    bytes.splice(at..at, piece);
+                }
+                2 => {
+                    bytes.drain(at..end);
+                }
+                3 => {
+                    let digits = [b'9'; 12];
+                    bytes.splice(at..at, digits);
+                }
+                _ => {
+                    if let Some(byte) = bytes.get_mut(at) {
+                        *byte = u8::try_from(self.below(256)).expect("a byte");
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn mangled_bodies_never_reach_the_service_as_something_else() {
+    let stage = Stage::new(server_options());
+    for seed in 0..300 {
+        let mut random = Random(seed);
+        let mut hand = Hand::connect(stage.port());
+        let mut seal = hand.log_in();
+        let mut body = framed(&mut *seal, b"<the-question/>");
+        random.mangle(&mut body);
+        let answer = hand.request(&sealed_type(), &body);
+        assert!(
+            matches!(answer.status(), 200 | 400),
+            "seed {seed}: {answer:?}"
+        );
+    }
+    let bodies = stage.service.bodies();
+    assert!(
+        bodies.iter().all(|it| it == "<the-question/>"),
+        "{bodies:?}"
+    );
+    assert!(bodies.len() < 200, "most were refused");
+}
+
+#[test]
+fn mangled_answers_are_the_answer_or_a_typed_error() {
+    let runtime = TransportRuntime::new().expect("threads");
+    let mut random = Random(77);
+    let port = by_hand(Box::new(move |hand, seal, _| {
+        let mut answer = sealed_answer(seal, b"<the-answer/>");
+        random.mangle(&mut answer);
+        // The client may be gone already.
+        let _ = hand.stream.get_mut().write_all(&answer);
+        Next::Close
+    }));
+    let transport = client(&runtime, port, Line::Plain, administrator());
+    let mut good = 0;
+    for case in 0..300 {
+        match post(&transport, "<q/>") {
+            Ok(answer) => {
+                assert_eq!(text(&answer), "<the-answer/>", "case {case}");
+                good += 1;
+            }
+            Err(error) => {
+                let kinds = [
+                    ErrorKind::Io,
+                    ErrorKind::Malformed,
+                    ErrorKind::Refused,
+                    ErrorKind::Limit,
+                    ErrorKind::Unauthorized,
+                    ErrorKind::AccessDenied,
+                    ErrorKind::NotFound,
+                    ErrorKind::Busy,
+                ];
+                assert!(kinds.contains(&error.kind()), "case {case}: {error}");
+            }
+        }
+    }
+    assert!(good < 200, "most were refused");
+}

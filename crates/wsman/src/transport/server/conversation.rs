@@ -260,8 +260,11 @@ impl Conversation {
         if scheme == KERBEROS {
             #[cfg(feature = "kerberos")]
             if negotiate.kerberos == KerberosOffer::Keytab {
-                let acceptor =
-                    KerberosAcceptor::new(Arc::clone(&shared.accounts), shared.binding.clone())?;
+                let acceptor = KerberosAcceptor::new(
+                    Arc::clone(&shared.accounts),
+                    shared.binding.clone(),
+                    negotiate.ntlm.hardening,
+                )?;
                 return Ok(Box::new(acceptor));
             }
             return Err(Error::new(
