@@ -328,7 +328,7 @@ fn add_opened(
             opened_by: opened.opened_by,
         },
         id: None,
-        content: tolerant(probe::probe(&*opened.reader))?,
+        content: tolerant(probe::probe_with_copies(&*opened.reader))?,
         lock: None,
         missing: Vec::new(),
         findings: opened.findings,
@@ -364,7 +364,7 @@ fn base_volumes(
             name: format!("disk{number}"),
             place: VolumePlace::Disk { disk: number },
             id: None,
-            content: probe::probe(&**disk)?,
+            content: probe::probe_with_copies(&**disk)?,
             lock: None,
             missing: Vec::new(),
             findings: Vec::new(),
@@ -406,12 +406,12 @@ fn base_volumes(
 
 /// What lies in a partition. Some kinds are told by the table and have no signature of their own.
 fn content(kind: PartitionType, volume: &dyn block::ReadAt) -> Result<Content> {
+    let Some(told) = probe::Content::of_partition(kind) else {
+        return probe::probe_with_copies(volume);
+    };
     let probed = probe::probe(volume)?;
-    Ok(match probe::Content::of_partition(kind) {
-        Some(told) if probed.kind == probe::ContentKind::Unknown => told,
-        Some(told) if told.kind.is_member() => told,
-        _ => probed,
-    })
+    let is_told = probed.kind == probe::ContentKind::Unknown || told.kind.is_member();
+    Ok(if is_told { told } else { probed })
 }
 
 /// Lists sets, and the partitions in them; what of that may again be a member.
@@ -480,7 +480,7 @@ fn tolerant(outcome: Result<Content>) -> Result<Content> {
 
 fn add_logical(volume: LogicalVolume, layout: &mut DiskLayout) -> Result<()> {
     let content = match &volume.reader {
-        Ok(source) => tolerant(probe::probe(&**source))?,
+        Ok(source) => tolerant(probe::probe_with_copies(&**source))?,
         Err(_) => Content::unknown(),
     };
     let base = if volume.group.is_empty() || volume.manager == VolumeScheme::Ldm {

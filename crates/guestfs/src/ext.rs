@@ -93,6 +93,11 @@ pub struct ExtFileSystem {
     facts: FileSystemFacts,
 }
 
+/// A sound copy of the superblock, for a volume whose first one is gone.
+pub(crate) fn superblock_copy(volume: &dyn ReadAt) -> Result<Option<Vec<u8>>> {
+    Ok(Superblock::copy(volume)?.map(|(bytes, _)| bytes.to_vec()))
+}
+
 /// Opens the file system on a volume.
 ///
 /// # Errors

@@ -12,7 +12,7 @@
 
 /// How much the readers here can read, counted up: it grows in every commit after which some disk reads otherwise than
 /// before (a feature more, a fault less). Whoever keeps what was read keeps this with it, and reads again when it grew.
-pub const READER_GENERATION: u32 = 1;
+pub const READER_GENERATION: u32 = 2;
 
 pub mod btrfs;
 pub mod cache;

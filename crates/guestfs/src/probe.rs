@@ -257,6 +257,26 @@ fn text_utf16(bytes: &[u8], number: fn([u8; 2]) -> u16) -> String {
         .to_owned()
 }
 
+/// Tells what lies in a volume, also where only a copy of what tells it is left: an ext of which the beginning is damaged.
+///
+/// Opened, such a file system says that it is damaged. A whole disk with a partition table is not to be asked this way: a
+/// copy may be left from before it had one.
+///
+/// # Errors
+/// As [`probe`].
+pub fn probe_with_copies(volume: &dyn ReadAt) -> Result<Content> {
+    let content = probe(volume)?;
+    if !matches!(content.kind, ContentKind::Unknown | ContentKind::Empty) {
+        return Ok(content);
+    }
+    let Some(copy) = crate::ext::superblock_copy(volume)? else {
+        return Ok(content);
+    };
+    let mut bytes = vec![0; 1024];
+    bytes.extend(copy);
+    ext(&Head { volume, bytes })
+}
+
 /// Tells what lies in a volume.
 ///
 /// # Errors

@@ -5,7 +5,8 @@
 //!          flex_bg moves bitmaps and tables into another group; meta_bg keeps descriptors in every 64th group or so
 //! ```
 //!
-//! **Invariants.** A descriptor is given only after its checksum held. A bitmap that was never written
+//! **Invariants.** A descriptor is given only after its checksum held. A bitmap has as many free clusters as its descriptor
+//! counts, or nothing is said to be free: without checksums that is all that vouches for it. A bitmap that was never written
 //! (`BLOCK_UNINIT`) is made up from the group's own metadata, as Linux does.
 
 #![cfg_attr(
@@ -96,6 +97,9 @@ impl Ext {
             let clusters = count
                 .div_ceil(ratio.max(1))
                 .min(u64::from(superblock.clusters_per_group));
+            if !self.is_unwritten(&group) {
+                check_count(number, &group, &bitmap, clusters)?;
+            }
             for cluster in 0..clusters {
                 let byte = usize::try_from(cluster / 8).unwrap_or(usize::MAX);
                 let bit = u32::try_from(cluster % 8).unwrap_or(0);
@@ -114,11 +118,17 @@ impl Ext {
         Ok(())
     }
 
-    fn block_bitmap(&self, number: u32, group: &Group) -> Result<Vec<u8>> {
+    /// Whether the block bitmap of a group was never written.
+    fn is_unwritten(&self, group: &Group) -> bool {
         let superblock = &self.superblock;
         let has_flags =
             superblock.has_checksums() || superblock.has_ro_compat(ro_compat::GDT_CHECKSUM);
-        if has_flags && group.flags & BLOCK_UNINIT != 0 {
+        has_flags && group.flags & BLOCK_UNINIT != 0
+    }
+
+    fn block_bitmap(&self, number: u32, group: &Group) -> Result<Vec<u8>> {
+        let superblock = &self.superblock;
+        if self.is_unwritten(group) {
             return Ok(self.unwritten_bitmap(number, group));
         }
         let bitmap = self.cache.block(group.block_bitmap)?.to_vec();
@@ -167,6 +177,26 @@ impl Ext {
         }
         bitmap
     }
+}
+
+/// Holds the free clusters of a bitmap against the descriptor's count, as Linux does before it allocates.
+fn check_count(number: u32, group: &Group, bitmap: &[u8], clusters: u64) -> Result<()> {
+    let whole = usize::try_from(clusters / 8).unwrap_or(usize::MAX);
+    let bytes = bitmap.get(..whole).unwrap_or(bitmap);
+    let rest = u32::try_from(clusters % 8).unwrap_or(0);
+    let used: u64 = bytes.iter().map(|byte| u64::from(byte.count_ones())).sum();
+    let last = bitmap.get(whole).copied().unwrap_or(0) & !u8::MAX.checked_shl(rest).unwrap_or(0);
+    let used = used.saturating_add(u64::from(last.count_ones()));
+    let (free, told) = (
+        clusters.saturating_sub(used),
+        u64::from(group.free_clusters),
+    );
+    if free == told {
+        return Ok(());
+    }
+    Err(Error::corrupt(format!(
+        "group {number}: its bitmap has {free} free clusters, its descriptor counts {told}"
+    )))
 }
 
 /// Blocks at the start of a group that hold copies of the superblock and of descriptors.

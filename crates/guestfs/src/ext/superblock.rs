@@ -136,7 +136,18 @@ impl Superblock {
             Err(error) if error.kind() == ErrorKind::Corrupt => error,
             Err(error) => return Err(error),
         };
-        // The first block of group 1, for all sizes of blocks; with those of 1 KiB the groups begin at block 1.
+        Ok(match Self::copy(volume)? {
+            Some((_, superblock)) => {
+                let damage = format!("a copy of its superblock was read: {first}");
+                (superblock, Some(damage))
+            }
+            None => return Err(first),
+        })
+    }
+
+    /// The sound copy of the superblock at the begin of group 1, if there is one, as it lies there.
+    pub fn copy(volume: &dyn ReadAt) -> Result<Option<([u8; SUPERBLOCK_BYTES], Self)>> {
+        // For all sizes of blocks; with those of 1 KiB the groups begin at block 1.
         for log in 0..=6_u32 {
             let block = 1024_u64 << log;
             let blocks = block.saturating_mul(8).saturating_add(u64::from(log == 0));
@@ -150,13 +161,12 @@ impl Superblock {
             let is_copy = u16_le(&bytes, 0x5A)? == 1;
             match Self::parse(&bytes) {
                 Ok(superblock) if is_copy && u64::from(superblock.block_bytes) == block => {
-                    let damage = format!("a copy of its superblock was read: {first}");
-                    return Ok((superblock, Some(damage)));
+                    return Ok(Some((bytes, superblock)));
                 }
                 _ => {}
             }
         }
-        Err(first)
+        Ok(None)
     }
 
     /// Reads and checks the first superblock of a volume.

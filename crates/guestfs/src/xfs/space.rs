@@ -4,7 +4,8 @@
 //!   AGF ─► tree of free space by block: leaf (start:4 count:4)…   node keys 8, children 4
 //! ```
 //!
-//! **Invariants.** Free runs come in ascending order, else the group is corrupt: what is wrongly free would be lost.
+//! **Invariants.** Free runs come in ascending order, and are as many blocks as the group's header counts, else the group is
+//! corrupt: what is wrongly free would be lost. After an unmount the superblock must count the same blocks.
 
 #![cfg_attr(
     not(test),
@@ -21,7 +22,7 @@ use std::collections::HashSet;
 use std::ops::ControlFlow;
 
 use super::{MAX_TREE_LEVELS, Xfs, superblock};
-use crate::filesystem::VolumeRange;
+use crate::filesystem::{Cleanliness, VolumeRange};
 use crate::{Error, Result, field};
 
 /// Tells what is not free, group by group, neighbours joined.
@@ -29,6 +30,7 @@ pub(super) fn used_ranges(
     xfs: &Xfs,
     visit: &mut dyn FnMut(VolumeRange) -> ControlFlow<()>,
 ) -> Result<ControlFlow<()>> {
+    check_counts(xfs)?;
     let block_bytes = u64::from(xfs.superblock.block_bytes);
     let mut open: Option<(u64, u64)> = None;
     for group in 0..xfs.superblock.group_count {
@@ -85,6 +87,30 @@ pub(super) fn free_blocks(xfs: &Xfs) -> Result<u64> {
         }
     }
     Ok(free)
+}
+
+/// Holds the superblock's count against those of the groups, where an unmount brought it up to date.
+fn check_counts(xfs: &Xfs) -> Result<()> {
+    if xfs.facts.cleanliness != Cleanliness::Clean {
+        return Ok(());
+    }
+    let (told, counted) = (xfs.superblock.free_blocks, free_blocks(xfs)?);
+    if told == counted {
+        return Ok(());
+    }
+    // Before Linux counted lazily, blocks of the trees of free space counted as used.
+    let mut without_trees = 0_u64;
+    for group in 0..xfs.superblock.group_count {
+        let agf = free_header(xfs, group)?;
+        for at in [52, 48] {
+            without_trees = without_trees.saturating_add(u64::from(field::u32_be(&agf, at)?));
+        }
+    }
+    if !xfs.superblock.is_v5 && told == without_trees {
+        return Ok(());
+    }
+    let what = format!("the superblock counts {told} free blocks, the groups {counted}");
+    Err(Error::corrupt(what))
 }
 
 fn free_header(xfs: &Xfs, group: u32) -> Result<Vec<u8>> {
@@ -156,6 +182,12 @@ fn free_runs(xfs: &Xfs, group: u32, length: u64) -> Result<Vec<(u64, u64)>> {
             end = last;
             runs.push((start, blocks));
         }
+    }
+    let counted = u64::from(field::u32_be(&agf, 52)?);
+    let found: u64 = runs.iter().map(|(_, blocks)| *blocks).sum();
+    if found != counted {
+        let what = format!("{found} free blocks where its header counts {counted}");
+        return Err(Error::corrupt(what));
     }
     Ok(runs)
 }

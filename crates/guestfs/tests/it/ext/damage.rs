@@ -172,3 +172,90 @@ fn any_damage_gives_an_error_or_a_partial_answer_in_bounded_time() {
         );
     }
 }
+
+/// An ext with a few files; `None` when this machine cannot make it.
+fn made(folder: &std::path::Path, options: &str) -> Option<Vec<u8>> {
+    if !has_commands(&["mke2fs"]) {
+        return None;
+    }
+    let text = format!(
+        "mkdir -p tree/folder; head -c 300000 /dev/urandom > tree/folder/noise; echo kept > tree/note
+         rm -f image; truncate -s 160M image; mke2fs -q -F {options} -L wounded -d tree image"
+    );
+    script(folder, &text).expect("the tools make it");
+    Some(std::fs::read(folder.join("image")).expect("the image"))
+}
+
+#[test]
+fn a_bitmap_that_its_descriptor_does_not_agree_with_frees_nothing() {
+    let folder = tempfile::tempdir().expect("a folder");
+    // Without any checksum, with those of descriptors; the second group's bitmap, its descriptor's count.
+    for options in [
+        "-t ext2 -b 1024",
+        "-t ext4 -b 4096 -O ^metadata_csum,^uninit_bg,^has_journal",
+    ] {
+        let Some(image) = made(folder.path(), options) else {
+            return;
+        };
+        let used = |bytes: Vec<u8>| {
+            let fs = guestfs::ext::open(Arc::new(MemoryVolume(bytes))).expect("an ext");
+            fs.used_ranges(&mut |_| ControlFlow::Continue(()))
+        };
+        used(image.clone()).expect("sound");
+        let block = if options.contains("1024") { 1024 } else { 4096 };
+        let descriptor = 2048.max(block);
+        let word = |at: usize| u32::from_le_bytes(image[at..at + 4].try_into().expect("four"));
+        let bitmap = word(descriptor) as usize * block;
+        for at in [bitmap + 300, descriptor + 12] {
+            let mut bytes = image.clone();
+            bytes[at] ^= 1;
+            let refused = used(bytes).map_err(|error| error.kind());
+            assert_eq!(refused, Err(ErrorKind::Corrupt), "{options}: byte {at}");
+        }
+    }
+}
+
+#[test]
+fn an_ext_without_its_first_superblock_is_known_by_a_copy_and_is_called_damaged() {
+    let folder = tempfile::tempdir().expect("a folder");
+    for options in ["-t ext4 -b 1024", "-t ext4 -b 4096", "-t ext2 -b 2048"] {
+        let Some(image) = made(folder.path(), options) else {
+            return;
+        };
+        let wounds: [(usize, usize); 3] = [(1024 + 56, 2), (1024, 1024), (0, 2048)];
+        for (at, length) in wounds {
+            let mut bytes = image.clone();
+            bytes[at..at + length].fill(0);
+            let volume: Arc<dyn block::ReadAt> = Arc::new(MemoryVolume(bytes));
+            let layout = guestfs::disk::inspect(&[Arc::clone(&volume)]).expect("it is read");
+            let content = &layout.volumes[0].content;
+            let kind = if options.contains("ext2") {
+                "ext2"
+            } else {
+                "ext4"
+            };
+            assert_eq!(content.kind.name(), kind, "{options}: {length} at {at}");
+            assert_eq!(content.label.as_deref(), Some("wounded"));
+            let fs = guestfs::ext::open(volume).expect("by the copy");
+            let told = format!("{:?}", fs.facts().cleanliness);
+            assert!(
+                told.starts_with("Dirty") && told.contains("a copy"),
+                "{told}"
+            );
+            assert!(wander(&fs).files > 4);
+            let refused = fs.used_ranges(&mut |_| ControlFlow::Continue(()));
+            refused.expect_err("of a damaged one nothing is free");
+        }
+        // Without copies it is not known what it was.
+        let mut bytes = image.clone();
+        bytes[1024 + 56..1024 + 58].fill(0);
+        for log in 10..13_usize {
+            let copy = (8 << (2 * log)) + if log == 10 { 1024 } else { 0 };
+            bytes[copy + 56..copy + 58].fill(0);
+        }
+        let layout =
+            guestfs::disk::inspect(&[Arc::new(MemoryVolume(bytes)) as Arc<dyn block::ReadAt>]);
+        let content = &layout.expect("it is read").volumes[0].content;
+        assert_eq!(content.kind.name(), "unknown");
+    }
+}

@@ -9,9 +9,9 @@ use block::ReadAt;
 use guestfs::FileSystem;
 use guestfs::filesystem::{Cleanliness, DirectoryCursor, FileKind};
 
-use super::replay;
+use super::{linux, replay};
 use crate::corpus::{self, Bytes, Dice};
-use crate::images::FileVolume;
+use crate::images::{FileVolume, has_commands};
 
 fn exercise(volume: Arc<dyn ReadAt>) {
     let Ok(fs) = guestfs::xfs::open(volume) else {
@@ -238,4 +238,46 @@ fn lies_in_a_log_cost_little_and_never_panic() {
     }
     // Both happen: what is behind the checksums is reached, and what is found there is refused.
     assert!(replayed > 5 && dirty > 20, "{replayed} {dirty}");
+}
+
+/// The checksum of a sector of XFS at its place.
+fn seal(bytes: &mut [u8], at: usize) {
+    bytes[at..at + 4].fill(0);
+    let sum = crc32c::crc32c(bytes);
+    bytes[at..at + 4].copy_from_slice(&sum.to_le_bytes());
+}
+
+#[test]
+fn counts_of_free_space_that_do_not_agree_free_nothing() {
+    if !has_commands(&["mkfs.xfs"]) {
+        return;
+    }
+    let folder = tempfile::tempdir().expect("a folder");
+    linux::make(folder.path(), "image", "-m crc=1");
+    let image = std::fs::read(folder.path().join("image")).expect("the image");
+    let used = |bytes: Vec<u8>| {
+        let fs = guestfs::xfs::open(Bytes::shared(bytes)).expect("an XFS");
+        assert_eq!(fs.facts().cleanliness, Cleanliness::Clean);
+        fs.used_ranges(&mut |_| ControlFlow::Continue(()))
+            .map_err(|error| error.kind())
+    };
+    assert_eq!(used(image.clone()), Ok(()));
+    // The superblock's count of free blocks; the first group's. Both sealed again.
+    let mut bytes = image.clone();
+    bytes[151] ^= 1;
+    seal(&mut bytes[..512], 224);
+    assert_eq!(used(bytes), Err(guestfs::ErrorKind::Corrupt));
+    // Both of them less by one, so that they agree, and the tree does not.
+    let mut bytes = image;
+    for (sector, at, seal_at) in [(0..512, 144..152, 224), (512..1024, 52..56, 216)] {
+        let sector = &mut bytes[sector];
+        let less = sector[at.clone()]
+            .iter()
+            .fold(0_u64, |sum, byte| sum << 8 | u64::from(*byte))
+            - 1;
+        let width = at.len();
+        sector[at].copy_from_slice(&less.to_be_bytes()[8 - width..]);
+        seal(sector, seal_at);
+    }
+    assert_eq!(used(bytes), Err(guestfs::ErrorKind::Corrupt));
 }
