@@ -131,7 +131,10 @@ fn plan(disk: &Arc<dyn ReadAt>, context: JobContext<'_>) -> Result<UnneededPlan>
     if plan.kept_because.is_none() && table.is_some_and(|it| it.kind != TableKind::None) {
         plan.kept_because = doubt_of_whole(&**disk)?;
     }
-    let mut surveys = survey(&inside, context)?;
+    let (mut surveys, crossing) = survey(&inside, context)?;
+    if plan.kept_because.is_none() {
+        plan.kept_because = crossing;
+    }
     if plan.kept_because.is_none() {
         let asleep = surveys.iter().find_map(|one| one.asleep.clone());
         plan.kept_because = asleep;
@@ -220,7 +223,8 @@ enum Candidate {
     Swap(SwapSpace),
 }
 
-fn survey(inside: &InsideDisks, context: JobContext<'_>) -> Result<Vec<Survey>> {
+/// Looks at every volume; also says why none may be touched, where that lies in how they lie together.
+fn survey(inside: &InsideDisks, context: JobContext<'_>) -> Result<(Vec<Survey>, Option<String>)> {
     let mut surveys = Vec::new();
     for (number, volume) in inside.volumes() {
         context.cancel.check()?;
@@ -243,14 +247,17 @@ fn survey(inside: &InsideDisks, context: JobContext<'_>) -> Result<Vec<Survey>> 
         }
         surveys.push(one);
     }
-    let shares = pieces::overlapping(inside, surveys.iter().map(|one| one.pieces.as_ref()));
-    for (one, other) in surveys.iter_mut().zip(shares) {
+    let overlaps = pieces::overlapping(inside, surveys.iter().map(|one| one.pieces.as_ref()));
+    for (one, other) in surveys.iter_mut().zip(overlaps.volumes) {
         if let Some(other) = other {
             let why = || format!("it shares bytes of the disk with {other}");
             one.volume.kept_because.get_or_insert_with(why);
         }
     }
-    Ok(surveys)
+    let crossing = overlaps.carriers.map(|(one, other)| {
+        format!("{one} and {other} have bytes in common, and one of them carries other volumes")
+    });
+    Ok((surveys, crossing))
 }
 
 /// Fills in what may be left out of a volume, or says why nothing may.

@@ -7,11 +7,15 @@
 //! | `\hiberfil.sys` | zeroed, or after waking up | a Windows that sleeps, or may, keeps the whole disk |
 //! | swap file in `/etc/fstab` on ext | all behind its header | with holes; a Linux that sleeps, or may, keeps the whole disk |
 //!
+//! What Windows writes while it goes down, it writes past NTFS: the beginning of its files is looked at where it lies, also
+//! behind the length that NTFS calls initialized.
+//!
 //! The files of Windows are taken for such only with the attributes that Windows gives them and under one name.
 //! A swap file on a file system that shares clusters between files is kept: another file may have them, too.
 
 use std::ops::ControlFlow;
 
+use block::ReadAt;
 use guestfs::filesystem::{FileKind, FileSystemKind, VolumeRange};
 use guestfs::{FileId, FileName, FileSystem};
 
@@ -62,7 +66,7 @@ pub(super) fn find(
     fs: &dyn FileSystem,
 ) -> (Vec<SpecialFile>, Option<String>) {
     let found = match kind {
-        FileSystemKind::Ntfs => find_windows(fs),
+        FileSystemKind::Ntfs => find_windows(inside, number, fs),
         FileSystemKind::Ext2 | FileSystemKind::Ext3 | FileSystemKind::Ext4 => {
             find_linux(inside, number, fs)
         }
@@ -116,12 +120,17 @@ enum State {
 
 type Found = Vec<(String, FileId, Result<State>)>;
 
-fn find_windows(fs: &dyn FileSystem) -> Found {
+fn find_windows(inside: &InsideDisks, number: VolumeNumber, fs: &dyn FileSystem) -> Found {
+    let volume = inside.volume(number).ok();
+    let volume = volume.and_then(|volume| volume.reader.as_ref().ok());
     let root = fs.root();
     let mut found = Vec::new();
     for name in ["pagefile.sys", "swapfile.sys", "hiberfil.sys"] {
         match fs.find(root, &FileName::from(name)) {
-            Ok(Some(file)) => found.push((format!("/{name}"), file, windows_state(fs, file, name))),
+            Ok(Some(file)) => {
+                let state = windows_state(fs, volume.map(|it| &**it), file, name);
+                found.push((format!("/{name}"), file, state));
+            }
             Ok(None) => {}
             Err(error) => found.push((format!("/{name}"), root, Err(error.into()))),
         }
@@ -129,7 +138,12 @@ fn find_windows(fs: &dyn FileSystem) -> Found {
     found
 }
 
-fn windows_state(fs: &dyn FileSystem, file: FileId, name: &str) -> Result<State> {
+fn windows_state(
+    fs: &dyn FileSystem,
+    volume: Option<&dyn ReadAt>,
+    file: FileId,
+    name: &str,
+) -> Result<State> {
     let metadata = fs.metadata(file)?;
     if metadata.kind != FileKind::Regular || metadata.obstacle.is_some() {
         return Ok(State::Needed("it is no plain file"));
@@ -147,8 +161,44 @@ fn windows_state(fs: &dyn FileSystem, file: FileId, name: &str) -> Result<State>
     let reader = fs.open(file, None)?;
     let mut head = vec![0; PAGE_BYTES];
     block::read_padded(&*reader, 0, &mut head)?;
+    let told = state_of_head(name, &head);
+    if !matches!(told, State::Unneeded { .. }) {
+        return Ok(told);
+    }
+    let volume = volume.ok_or_else(|| Error::new(ErrorKind::Invalid, "its volume is closed"))?;
+    let raw = raw_head(fs, volume, file)?;
+    Ok(state_of_head(name, &raw))
+}
+
+/// The first page of a file as it lies on its volume, whatever its file system says of its length.
+fn raw_head(fs: &dyn FileSystem, volume: &dyn ReadAt, file: FileId) -> Result<Vec<u8>> {
+    let mut head = Vec::with_capacity(PAGE_BYTES);
+    let mut ranges = Vec::new();
+    let mut left = PAGE_BYTES;
+    fs.file_ranges(file, &mut |range| {
+        let length = usize::try_from(range.length_bytes).unwrap_or(left);
+        let length = length.min(left);
+        ranges.push((range.offset, length));
+        left = left.saturating_sub(length);
+        if left == 0 {
+            ControlFlow::Break(())
+        } else {
+            ControlFlow::Continue(())
+        }
+    })?;
+    for (offset, length) in ranges {
+        let mut part = vec![0; length];
+        block::read_padded(volume, offset, &mut part)?;
+        head.extend(part);
+    }
+    head.resize(PAGE_BYTES, 0);
+    Ok(head)
+}
+
+/// What the first page of a file of Windows tells.
+fn state_of_head(name: &str, head: &[u8]) -> State {
     let mark = head.get(..4).unwrap_or_default().to_ascii_lowercase();
-    Ok(match (name, mark.as_slice()) {
+    match (name, mark.as_slice()) {
         ("hiberfil.sys", b"hibr" | b"rstr") => State::Asleep("Windows"),
         ("hiberfil.sys", b"wake") => State::Unneeded {
             from_bytes: 0,
@@ -164,7 +214,7 @@ fn windows_state(fs: &dyn FileSystem, file: FileId, name: &str) -> Result<State>
             from_bytes: 0,
             to_bytes: u64::MAX,
         },
-    })
+    }
 }
 
 /// The second half of the signature of a dump, of 32 and of 64 bits.

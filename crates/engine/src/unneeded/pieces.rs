@@ -161,11 +161,50 @@ impl ReadAt for PieceReader<'_> {
     }
 }
 
-/// For each volume, the name of another that has some of its bytes. What carries other volumes does not count.
+/// What of the disks overlaps that should not.
+pub(super) struct Overlaps {
+    /// For each volume, the name of another that has some of its bytes. What carries other volumes does not count.
+    pub(super) volumes: Vec<Option<String>>,
+    /// Two volumes, one of which carries others, that are not within one another: which of the carried ones have bytes in
+    /// common is not known.
+    pub(super) carriers: Option<(String, String)>,
+}
+
+/// Bytes of the disk, whose they are, and whether that carries other volumes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Span {
+    start: u64,
+    end: u64,
+    volume: usize,
+    carries: bool,
+}
+
+/// The first two that overlap although one carries volumes and the other is not one of those: what is carried lies within
+/// what carries it.
+fn crossing(mut spans: Vec<Span>) -> Option<(usize, usize)> {
+    // What may hold others comes before them.
+    spans.sort_unstable_by_key(|it| (it.start, std::cmp::Reverse(it.end), !it.carries));
+    let mut around: Vec<Span> = Vec::new();
+    for span in spans {
+        around.retain(|outer| outer.end > span.start);
+        let bad = around.iter().find(|outer| {
+            outer.volume != span.volume
+                && (outer.carries || span.carries)
+                && (span.end > outer.end || !outer.carries)
+        });
+        if let Some(outer) = bad {
+            return Some((outer.volume, span.volume));
+        }
+        around.push(span);
+    }
+    None
+}
+
+/// Looks for overlaps.
 pub(super) fn overlapping<'a>(
     inside: &InsideDisks,
     pieces: impl Iterator<Item = Option<&'a Pieces>>,
-) -> Vec<Option<String>> {
+) -> Overlaps {
     let sets: HashSet<&str> = inside
         .volumes()
         .filter_map(|(_, volume)| match &volume.place {
@@ -176,6 +215,7 @@ pub(super) fn overlapping<'a>(
     let volumes: Vec<&Volume> = inside.volumes().map(|(_, volume)| volume).collect();
     let mut found = vec![None; volumes.len()];
     let mut all: Vec<(u64, u64, usize)> = Vec::new();
+    let mut spans = Vec::new();
     for (index, (volume, pieces)) in volumes.iter().zip(pieces).enumerate() {
         let is_plain = matches!(
             volume.content.kind,
@@ -183,6 +223,17 @@ pub(super) fn overlapping<'a>(
         );
         let carries =
             volume.content.kind.is_member() || (!is_plain && sets.contains(volume.name.as_str()));
+        spans.extend(
+            pieces
+                .iter()
+                .flat_map(|pieces| &pieces.pieces)
+                .map(|piece| Span {
+                    start: piece.disk_offset,
+                    end: piece.disk_offset.saturating_add(piece.length_bytes),
+                    volume: index,
+                    carries,
+                }),
+        );
         if let Some(pieces) = pieces.filter(|_| !carries) {
             all.extend(pieces.pieces.iter().map(|piece| {
                 let end = piece.disk_offset.saturating_add(piece.length_bytes);
@@ -208,5 +259,42 @@ pub(super) fn overlapping<'a>(
             furthest = Some((end, index));
         }
     }
-    found
+    let name = |index: usize| volumes.get(index).map(|volume| volume.name.clone());
+    let crossing = crossing(spans);
+    Overlaps {
+        volumes: found,
+        carriers: crossing.and_then(|(one, other)| Some((name(one)?, name(other)?))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_carried_lies_within_what_carries_it() {
+        let span = |start, end, volume, carries| Span {
+            start,
+            end,
+            volume,
+            carries,
+        };
+        // A physical volume with two logical ones, one of them in two pieces, and one beside it.
+        let nested = vec![
+            span(50, 60, 2, false),
+            span(10, 100, 0, true),
+            span(20, 40, 1, false),
+            span(70, 100, 1, false),
+            span(100, 120, 3, false),
+        ];
+        assert_eq!(crossing(nested.clone()), None);
+        let with = |more| [nested.clone(), vec![more]].concat();
+        // Members over each other, a member over a plain volume's end, and within a plain volume.
+        assert_eq!(crossing(with(span(90, 110, 4, true))), Some((0, 4)));
+        assert_eq!(crossing(with(span(110, 130, 4, true))), Some((3, 4)));
+        assert_eq!(crossing(with(span(102, 110, 4, true))), Some((3, 4)));
+        assert_eq!(crossing(with(span(5, 15, 4, false))), Some((4, 0)));
+        // Two plain ones are not for here.
+        assert_eq!(crossing(with(span(110, 130, 4, false))), None);
+    }
 }

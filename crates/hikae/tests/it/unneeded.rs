@@ -9,7 +9,7 @@ pub mod scene;
 
 use std::fs;
 
-use kinds::{BTRFS, EXFAT, EXT4, FAT32, Kind, NTFS, XFS};
+use kinds::{BTRFS, EXFAT, EXT4, FAT12, FAT32, Kind, NTFS, XFS};
 use scene::{BLOCK, MIB, Scene, blocks, changed_blocks, ranges_text};
 
 /// Runs of a chain: which versions leave out, which are told what changed, and by whom.
@@ -128,6 +128,11 @@ fn fat32_comes_back_sound() {
 }
 
 #[test]
+fn fat12_comes_back_sound() {
+    chain(&FAT12, &CHAIN[..2]);
+}
+
+#[test]
 fn exfat_comes_back_sound() {
     chain(&EXFAT, &CHAIN[..2]);
 }
@@ -213,6 +218,61 @@ fn page_files_of_windows_are_left_out_and_a_sleeping_windows_keeps_the_disk() {
         "{why:?}"
     );
     assert!(scene.restored(&repository, "vm") == disk);
+}
+
+/// Where the record of a file of NTFS has the field of a stream without a name that says how much of it was ever written.
+fn initialized_field(volume: &[u8], name: &str) -> usize {
+    let wanted: Vec<u8> = name.encode_utf16().flat_map(u16::to_le_bytes).collect();
+    let number = |at: usize| usize::from(u16::from_le_bytes([volume[at], volume[at + 1]]));
+    for record in (0..volume.len() - 1024).step_by(1024) {
+        let bytes = &volume[record..record + 1024];
+        let is_it = bytes.windows(wanted.len()).any(|part| part == wanted);
+        // In use, and no folder.
+        if !bytes.starts_with(b"FILE") || !is_it || number(record + 22) != 1 {
+            continue;
+        }
+        let mut at = record + number(record + 20);
+        while volume[at] != 0xFF {
+            if volume[at] == 0x80 && volume[at + 8] == 1 && volume[at + 9] == 0 {
+                return at + 56;
+            }
+            at += number(at + 4);
+        }
+    }
+    panic!("no record of {name}");
+}
+
+#[test]
+fn what_windows_wrote_past_ntfs_is_looked_at_where_it_lies() {
+    let Some(scene) = Scene::begin(&NTFS) else {
+        return;
+    };
+    let repository = scene.site.init("repo");
+    scene.change(&NTFS, 1);
+    for (name, mark, whole_disk) in [
+        ("pagefile.sys", "PAGEDU64", false),
+        ("hiberfil.sys", "HIBR", true),
+    ] {
+        let fill = format!(
+            "{{ printf {mark}; head -c 5M /dev/urandom; }} > mount/{name}\n\
+             setfattr -h -v 0x00000026 -n system.ntfs_attrib_be mount/{name}"
+        );
+        scene.mounted(&NTFS, &fill);
+        // To NTFS it was never written to, and reads as zeros.
+        let volume = fs::read(scene.site.path("volume")).expect("the volume");
+        let field = initialized_field(&volume, name) as u64;
+        scene.patch_volume(field, &[0; 8]);
+        let report = scene.back_up(&repository, &["--name", "vm", "--skip-unneeded"]);
+        let why = report["unneeded"]["kept_because"].as_str();
+        if whole_disk {
+            assert_eq!(report["bytes_left_out"], 0);
+            assert!(why.is_some_and(|why| why.contains("sleeping Windows")));
+        } else {
+            let one = file(&report, &format!("/{name}"));
+            assert!(one["kept_because"].is_string(), "{one}");
+            assert_eq!((one["left_out_bytes"].as_u64(), why), (Some(0), None));
+        }
+    }
 }
 
 #[test]

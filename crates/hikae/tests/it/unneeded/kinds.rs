@@ -106,3 +106,10 @@ pub const FAT32: Kind = Kind {
     ),
     check: "fsck.fat -n volume",
 };
+
+/// Clusters of 32 KiB, so that there are few enough for numbers of 12 bits.
+pub const FAT12: Kind = Kind {
+    name: "fat12",
+    make: "mkfs.fat -F 12 -s 64 volume >/dev/null",
+    ..FAT32
+};
