@@ -193,7 +193,7 @@ fn mangle(token: &mut Vec<u8>, changes: &[(usize, u8)], keep: usize) {
             *byte = *value;
         }
     }
-    if keep % 4 == 0 {
+    if keep.is_multiple_of(4) {
         token.truncate(keep % 700);
     }
 }

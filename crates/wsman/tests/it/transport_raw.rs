@@ -464,90 +464,80 @@ fn a_connection_that_was_closed_at_rest_is_replaced_unnoticed() {
     }
 }
 
+/// Answers every request with these bytes.
+fn saying(bytes: Vec<u8>) -> Turn {
+    Box::new(move |hand, _, _| {
+        // Who has had enough closes before the end.
+        let _ = hand.stream.get_mut().write_all(&bytes);
+        Next::Close
+    })
+}
+
 #[test]
-fn broken_answers_are_typed_errors() {
+fn answers_without_an_envelope_are_typed_errors() {
     let runtime = TransportRuntime::new().expect("threads");
-    let cases: Vec<(&str, ErrorKind, Turn)> = vec![
-        ("closed", ErrorKind::Io, Box::new(|_, _, _| Next::Close)),
+    let endless_head = [b"HTTP/1.1 200 OK\r\nX: ".as_slice(), &vec![b'x'; 1 << 20]].concat();
+    let moved = b"HTTP/1.1 302 Found\r\nLocation: http://elsewhere/\r\nContent-Length: 0\r\n\r\n";
+    let cases = [
+        (Vec::new(), ErrorKind::Io),
         (
-            "cut short",
-            ErrorKind::Io,
-            Box::new(|hand, seal, _| {
-                let answer = sealed_answer(seal, b"<a/>");
-                hand.write(&answer[..answer.len() - 9]);
-                Next::Close
-            }),
-        ),
-        (
-            "no http",
+            b"\x00\x01\x02\x03garbage\r\n\r\n".to_vec(),
             ErrorKind::Malformed,
-            Box::new(|hand, _, _| {
-                hand.write(b"\x00\x01\x02\x03garbage\r\n\r\n");
-                Next::Close
-            }),
         ),
+        (endless_head, ErrorKind::Malformed),
+        (moved.to_vec(), ErrorKind::Malformed),
         (
-            "a head without end",
+            answer_head("500 Internal Server Error", SOAP, 0),
             ErrorKind::Malformed,
-            Box::new(|hand, _, _| {
-                let _ = hand.stream.get_mut().write_all(b"HTTP/1.1 200 OK\r\nX: ");
-                let _ = hand.stream.get_mut().write_all(&vec![b'x'; 1 << 20]);
-                Next::Close
-            }),
         ),
         (
-            "an empty 500",
-            ErrorKind::Malformed,
-            Box::new(|hand, _, _| {
-                hand.write(&answer_head("500 Internal Server Error", SOAP, 0));
-                Next::GoOn
-            }),
-        ),
-        (
-            "redirected",
-            ErrorKind::Malformed,
-            Box::new(|hand, _, _| {
-                hand.write(b"HTTP/1.1 302 Found\r\nLocation: http://elsewhere/\r\nContent-Length: 0\r\n\r\n");
-                Next::GoOn
-            }),
-        ),
-        (
-            "busy",
+            answer_head("503 Service Unavailable", "text/html", 0),
             ErrorKind::Busy,
-            Box::new(|hand, _, _| {
-                hand.write(&answer_head("503 Service Unavailable", "text/html", 0));
-                Next::GoOn
-            }),
         ),
         (
-            "forbidden",
+            answer_head("403 Forbidden", "text/html", 0),
             ErrorKind::AccessDenied,
-            Box::new(|hand, _, _| {
-                hand.write(&answer_head("403 Forbidden", "text/html", 0));
-                Next::GoOn
-            }),
         ),
         (
-            "endless",
-            ErrorKind::Limit,
-            Box::new(|hand, _, _| {
-                hand.write(&answer_head("200 OK", SEALED, usize::MAX >> 8));
-                let piece = vec![b'x'; 1 << 16];
-                while hand.stream.get_mut().write_all(&piece).is_ok() {}
-                Next::Close
-            }),
+            answer_head("404 Not Found", "text/html", 0),
+            ErrorKind::NotFound,
         ),
-        (
-            "a length that lies",
-            ErrorKind::Malformed,
-            Box::new(|hand, seal, _| {
-                let body = String::from_utf8_lossy(&framed(seal, b"")).into_owned();
-                let body = body.replace("Length=0", "Length=99999999999");
-                hand.write(&answer_head("200 OK", SEALED, body.len()));
-                hand.write(body.as_bytes());
-                Next::GoOn
-            }),
-        ),
+    ];
+    for (bytes, kind) in cases {
+        let start = String::from_utf8_lossy(&bytes)
+            .chars()
+            .take(40)
+            .collect::<String>();
+        let error = post(&asked(&runtime, saying(bytes)), "<q/>").expect_err("no envelope");
+        assert_eq!(error.kind(), kind, "{start:?}: {error}");
+    }
+}
+
+#[test]
+fn sealed_answers_that_are_broken_are_typed_errors() {
+    let runtime = TransportRuntime::new().expect("threads");
+    let cut: Turn = Box::new(|hand, seal, _| {
+        let answer = sealed_answer(seal, b"<a/>");
+        hand.write(&answer[..answer.len() - 9]);
+        Next::Close
+    });
+    let endless: Turn = Box::new(|hand, _, _| {
+        hand.write(&answer_head("200 OK", SEALED, usize::MAX >> 8));
+        let piece = vec![b'x'; 1 << 16];
+        while hand.stream.get_mut().write_all(&piece).is_ok() {}
+        Next::Close
+    });
+    let lying: Turn = Box::new(|hand, seal, _| {
+        let body = String::from_utf8_lossy(&framed(seal, b"")).into_owned();
+        let body = body.replace("Length=0", "Length=99999999999");
+        hand.write(&answer_head("200 OK", SEALED, body.len()));
+        hand.write(body.as_bytes());
+        Next::GoOn
+    });
+    let cases = [
+        ("cut short", ErrorKind::Io, cut),
+        ("endless", ErrorKind::Limit, endless),
+        ("a length that lies", ErrorKind::Malformed, lying),
     ];
     for (name, kind, turn) in cases {
         let error = post(&asked(&runtime, turn), "<q/>").expect_err(name);

@@ -306,7 +306,7 @@ impl Conversation {
             .to_owned();
         let (charset, plain, keys) = match self.opened(&caller, &content_type, body, peer) {
             Ok(opened) => opened,
-            Err(refusal) => return Ok(refusal),
+            Err(unopened) => return Ok(unopened.answer()),
         };
         let Ok(_working) = self.shared.working.acquire().await else {
             return Err(Hangup);
@@ -331,7 +331,7 @@ impl Conversation {
         content_type: &str,
         body: Bytes,
         peer: &'p mut Peer,
-    ) -> std::result::Result<Opened<'p>, Answer> {
+    ) -> std::result::Result<Opened<'p>, Unopened> {
         if !sealed::is_sealed(content_type) {
             let options = &self.shared.options;
             let is_allowed = options.tls.is_some()
@@ -340,14 +340,14 @@ impl Conversation {
             return if is_allowed {
                 Ok((sealed::charset(content_type), body, None))
             } else {
-                Err(empty(StatusCode::INTERNAL_SERVER_ERROR))
+                Err(Unopened::NotSealed)
             };
         }
         let Peer::Proved {
             keys: Some(keys), ..
         } = peer
         else {
-            return Err(empty(StatusCode::BAD_REQUEST));
+            return Err(Unopened::NoKeys);
         };
         let opened = sealed::read(content_type, &body).and_then(|parts| {
             if !parts.protocol.eq_ignore_ascii_case(keys.protocol) {
@@ -360,8 +360,27 @@ impl Conversation {
         });
         match opened {
             Ok((charset, plain)) => Ok((charset, plain, Some(keys))),
-            // The two no longer count alike: nothing that follows on this connection could be opened.
-            Err(_) => Err(closing(empty(StatusCode::BAD_REQUEST))),
+            Err(_) => Err(Unopened::Broken),
+        }
+    }
+}
+
+/// Why a body is not served.
+enum Unopened {
+    /// It has to be sealed.
+    NotSealed,
+    /// It is sealed, but no login made keys.
+    NoKeys,
+    /// It does not open with the keys. The two no longer count alike: nothing that follows on this connection would.
+    Broken,
+}
+
+impl Unopened {
+    fn answer(self) -> Answer {
+        match self {
+            Self::NotSealed => empty(StatusCode::INTERNAL_SERVER_ERROR),
+            Self::NoKeys => empty(StatusCode::BAD_REQUEST),
+            Self::Broken => closing(empty(StatusCode::BAD_REQUEST)),
         }
     }
 }
