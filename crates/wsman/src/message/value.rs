@@ -296,15 +296,16 @@ pub fn write_value(out: &mut XmlWriter, prefix: &str, name: &str, value: &CimVal
     }
 }
 
-/// An embedded object: its properties are in the namespace of its own class, under the prefix `p1`.
+/// An embedded object: its properties are in the namespace of its own class, under a prefix other than that around it.
 fn write_embedded(out: &mut XmlWriter, prefix: &str, name: &str, instance: &CimInstance) {
+    let own = if prefix == "p1" { "p2" } else { "p1" };
     let uri = ResourceUri::class(&instance.namespace, &instance.class);
     out.open(prefix, name)
-        .attribute("xmlns:p1", &uri.to_string())
-        .attribute("xsi:type", &format!("p1:{}_Type", instance.class))
+        .attribute(&format!("xmlns:{own}"), &uri.to_string())
+        .attribute("xsi:type", &format!("{own}:{}_Type", instance.class))
         .raw(">");
     for (name, value) in &instance.properties {
-        write_value(out, "p1", name, value);
+        write_value(out, own, name, value);
     }
     out.end(prefix, name);
 }

@@ -1,4 +1,18 @@
 //! Tests of the crate from outside.
 
+mod auth;
+mod canonical;
+mod client;
+mod golden;
+mod hostile;
+mod odd;
+mod query;
+mod service;
+mod shelf;
 mod transport;
+#[cfg(feature = "kerberos")]
+mod transport_kerberos;
+mod transport_python;
+mod transport_raw;
 mod transport_stage;
+mod values;
