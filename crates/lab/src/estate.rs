@@ -220,8 +220,15 @@ impl Estate {
         &self.faults
     }
 
-    /// Plans a fault.
+    /// Plans a fault. The crash of a node at a moment happens then; any other fault waits for an operation to strike.
     pub fn inject(&mut self, fault: Fault) {
+        if let (FaultKind::NodeCrashes, Trigger::At(at), Some(host)) =
+            (fault.kind, fault.trigger, &fault.host)
+        {
+            // Power does not wait for an operation.
+            self.timeline.schedule(at, Event::Crash(host.clone()));
+            return;
+        }
         self.faults.add(fault);
     }
 

@@ -10,7 +10,8 @@ use super::cluster::{
     Cluster, Group, GroupState, GroupType, Node, NodeState, Resource, ResourceState, ResourceType,
 };
 use super::hardware::{
-    Controller, ControllerKind, DiskSharing, Drive, IDE_CONTROLLER, Medium, PhysicalDisk,
+    Controller, ControllerKind, DiskSharing, Drive, FibreChannelPort, IDE_CONTROLLER, Medium,
+    PhysicalDisk,
 };
 use super::host::{Host, HostState, VirtualSwitch, WindowsGeneration};
 use super::ids::{ClusterObjectId, DeviceId, DriveAddress, SystemKey, VmId};
@@ -140,6 +141,10 @@ pub struct VmSpec {
     pub guest: Option<GuestSpec>,
     /// Whether its guest has volumes by iSCSI.
     pub iscsi_in_guest: bool,
+    /// Whether it has a virtual TPM.
+    pub has_tpm: bool,
+    /// How many virtual Fibre Channel ports it has.
+    pub fibre_channel_ports: u32,
 }
 
 impl VmSpec {
@@ -159,6 +164,8 @@ impl VmSpec {
             user_checkpoints: UserCheckpointType::ProductionFallback,
             guest: None,
             iscsi_in_guest: false,
+            has_tpm: false,
+            fibre_channel_ports: 0,
         }
     }
 
@@ -419,6 +426,22 @@ impl Estate {
         cluster.resources.insert(resource.name.clone(), resource);
     }
 
+    /// Says which part a VM has in Hyper-V Replica.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub fn set_replication(
+        &mut self,
+        host: &HostName,
+        id: VmId,
+        mode: ReplicationMode,
+    ) -> Result<()> {
+        let key = self.vm(host, id)?.key;
+        self.vm_mut(key)?.replication = mode;
+        self.touch();
+        Ok(())
+    }
+
     /// Sets how a volume can be reached.
     ///
     /// # Errors
@@ -571,6 +594,14 @@ impl Estate {
         hardware.processors = 2;
         hardware.memory.startup_mib = spec.memory_mib;
         hardware.security.is_secure_boot = spec.generation == VmGeneration::Two;
+        hardware.security.has_tpm = spec.has_tpm;
+        for _ in 0..spec.fibre_channel_ports {
+            let name = format!("C003FF{:010X}", self.random.next_u64() & 0xFF_FFFF_FFFF);
+            hardware.fibre_channel.push(FibreChannelPort {
+                device: DeviceId(self.random.uuid()),
+                world_wide_port_name: name,
+            });
+        }
         hardware.controllers = match spec.generation {
             VmGeneration::One => [0, 1]
                 .map(|number| Controller {

@@ -6,7 +6,7 @@
 //!   Virtual Machines\ID.vmgs   guest state (TPM)           Snapshots\CHECKPOINT.vmgs
 //! ```
 //! `.vmcx` and `.vmrs` are HyperVStorage containers with the tree that Windows writes as far as `guestfs` knows it; up to
-//! configuration version 5 the first is XML. Below `lab` stands what in a real VM lies on its disks: which guest runs, and
+//! configuration version 5 the first is XML and the second is called `.vsv`. Below `lab` stands what in a real VM lies on its disks: which guest runs, and
 //! what it remembers. `.vmgs` is an opaque file: magic, the VM's id, and a secret that follows from the seed.
 //!
 //! **Invariants.** What [`Estate::read_configuration`] reads of a written file is what was written. Where disks are lazy no
@@ -104,7 +104,7 @@ impl Estate {
     pub(super) fn remove_configuration(&mut self, key: SystemKey) -> Result<()> {
         let vm = self.vm_of(key)?;
         let path = vm.configuration_file();
-        for extension in ["vmcx", "xml", "vmrs", "vmgs"] {
+        for extension in ["vmcx", "xml", "vmrs", "vsv", "vmgs"] {
             let file = path.with_file_name(&format!("{}.{extension}", path.stem()));
             remove_file(&self.backing(&vm.host, &file)?)?;
         }
@@ -192,7 +192,7 @@ impl Estate {
         if self.storage.mode == DataMode::Files {
             let host = self.vm_of(key)?.host.clone();
             let folder = gone.settings.checkpoint_root.join("Snapshots");
-            for extension in ["vmcx", "xml", "vmrs", "vmgs"] {
+            for extension in ["vmcx", "xml", "vmrs", "vsv", "vmgs"] {
                 let path = folder.join(&format!("{id}.{extension}"));
                 remove_file(&self.backing(&host, &path)?)?;
             }
@@ -388,7 +388,12 @@ fn open(file: &Path) -> Result<Arc<dyn block::ReadAt>> {
 }
 
 pub(super) fn saved_state_path(configuration: &WindowsPath) -> WindowsPath {
-    configuration.with_file_name(&format!("{}.vmrs", configuration.stem()))
+    let extension = if configuration.extension() == "xml" {
+        "vsv"
+    } else {
+        "vmrs"
+    };
+    configuration.with_file_name(&format!("{}.{extension}", configuration.stem()))
 }
 
 fn encode_state(id: uuid::Uuid, memory: Option<&GuestMemory>) -> Result<Vec<u8>> {

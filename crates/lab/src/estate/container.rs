@@ -104,8 +104,12 @@ pub(super) fn encode(tree: &Tree) -> Result<Vec<u8>> {
     table.extend_from_slice(&[0; 4]);
     seal(&mut table, 6);
     encode_entries(tree, (0, 0), &mut table)?;
-    // A reader stops at the first place that holds no entry.
-    table.resize((table.len() + 64).next_multiple_of(PAGE_BYTES), 0);
+    // The rest of the table is one entry of kind 1: free.
+    let free_at = table.len();
+    table.resize((free_at + 64).next_multiple_of(PAGE_BYTES), 0);
+    let free_bytes = u32::try_from(table.len() - free_at).unwrap_or(u32::MAX);
+    table[free_at] = 1;
+    table[free_at + 2..free_at + 6].copy_from_slice(&free_bytes.to_le_bytes());
     if table.len() > MAX_KEY_TABLE_BYTES {
         return Err(Error::invalid("a configuration of more than 1 MiB"));
     }

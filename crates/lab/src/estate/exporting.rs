@@ -135,7 +135,7 @@ impl Estate {
             Some(checkpoint) => self.checkpoint_files(&host, checkpoint)?,
             None => {
                 let own = self.vm_of(key)?.configuration_file();
-                ["vmrs", "vmgs"]
+                ["vmrs", "vsv", "vmgs"]
                     .iter()
                     .map(|extension| own.with_file_name(&format!("{}.{extension}", own.stem())))
                     .collect()
@@ -143,7 +143,7 @@ impl Estate {
         };
         for source in others
             .iter()
-            .filter(|it| matches!(it.extension().as_str(), "vmrs" | "vmgs"))
+            .filter(|it| matches!(it.extension().as_str(), "vmrs" | "vsv" | "vmgs"))
         {
             let from = self.backing(&host, source)?;
             if from.is_file() {

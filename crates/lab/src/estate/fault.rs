@@ -37,7 +37,7 @@ pub enum FaultKind {
     MigrationFails,
     /// A state change ends in an exception.
     StateChangeFails,
-    /// A node loses power.
+    /// A node loses power: in the middle of the job that was begun, or at a moment.
     NodeCrashes,
     /// The account of the VM's worker processes may not log on as a service: 0x8007052F.
     LogonRightMissing,

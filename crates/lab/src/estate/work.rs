@@ -14,7 +14,7 @@ use super::ids::{GroupName, HostName, JobId, SystemKey, VmId};
 use super::job::{Affected, Job, JobClass, JobFailure, JobState, Started, TIME_BEFORE_REMOVAL};
 use super::switch::Switch;
 use super::vm::{Activity, VirtualMachine};
-use super::{ClusterName, Estate};
+use super::{ClusterName, Estate, HostState};
 use crate::{Error, ErrorKind, HResult, Result, ReturnCode};
 
 /// What happens without being asked.
@@ -30,6 +30,8 @@ pub(super) enum Event {
     GuestIsDown(SystemKey, u64),
     /// A group whose node is gone starts elsewhere.
     Failover(ClusterName, GroupName),
+    /// A host loses power.
+    Crash(HostName),
     /// A host that was started answers.
     HostIsUp(HostName),
 }
@@ -116,7 +118,9 @@ impl Estate {
         if let (Some(vm), Some(activity)) = (owner, plan.activity) {
             vm.activity = Some((activity, id));
         }
-        let is_cancellable = !is_checkpoint || self.switches.is_kind(Switch::CancelCheckpointJobs);
+        let changes_state = plan.activity == Some(Activity::ChangingState);
+        let is_cancellable = !changes_state
+            && (!is_checkpoint || self.switches.is_kind(Switch::CancelCheckpointJobs));
         let job = Job {
             id,
             class: plan.class,
@@ -132,6 +136,11 @@ impl Estate {
             failure: None,
             destination: plan.destination,
         };
+        if self.strikes(FaultKind::NodeCrashes, vm, &job.host) {
+            // In the middle of what was begun.
+            self.timeline
+                .schedule_in(lasts / 2, Event::Crash(job.host.clone()));
+        }
         self.timeline.schedule(job.ends, Event::JobEnds(id));
         self.jobs.insert(id, job);
         self.works.insert(id, Work { run: Box::new(run) });
@@ -179,6 +188,7 @@ impl Estate {
             Err(failure) => job.failure = Some(failure),
         }
         let (host, system) = (job.host.clone(), job.system);
+        self.end_migration_of(system);
         let vm = system.and_then(|key| self.systems.get_mut(&key)).map(|vm| {
             if vm.activity.is_some_and(|(_, of)| of == id) {
                 vm.activity = None;
@@ -189,6 +199,9 @@ impl Estate {
             vm.requested = 12;
             vm.id
         });
+        if let Some(vm) = vm {
+            self.follow_in_cluster(vm);
+        }
         let vanishes_in = if self.strikes(FaultKind::JobVanishes, vm, &host) {
             Duration::ZERO
         } else {
@@ -197,6 +210,25 @@ impl Estate {
         self.timeline
             .schedule_in(vanishes_in, Event::JobVanishes(id));
         self.touch();
+    }
+
+    /// However a migration ended: its planned system on the destination is gone.
+    fn end_migration_of(&mut self, system: Option<SystemKey>) {
+        let vm = system.and_then(|key| self.systems.get(&key));
+        let Some(vm) = vm.filter(|vm| matches!(vm.activity, Some((Activity::Migrating, _)))) else {
+            return;
+        };
+        let is_target =
+            |it: &&VirtualMachine| it.id == vm.id && it.key != vm.key && it.migrates_from.is_some();
+        let planned: Vec<SystemKey> = self
+            .systems
+            .values()
+            .filter(is_target)
+            .map(|it| it.key)
+            .collect();
+        for key in planned {
+            self.forget_system(key);
+        }
     }
 
     pub(super) fn happen(&mut self, event: Event) -> Result<()> {
@@ -229,6 +261,10 @@ impl Estate {
                 self.fail_over(&cluster, &group);
                 Ok(())
             }
+            Event::Crash(host) => match self.host(&host)?.state {
+                HostState::Up => self.crash_host(&host),
+                HostState::Down => Ok(()),
+            },
             Event::HostIsUp(host) => {
                 self.host_is_up(&host);
                 Ok(())
