@@ -10,7 +10,8 @@
 //! **Invariants.** A host shows only what is its own and its cluster's. Rights are checked before anything else. What is not
 //! modelled is refused: a class ([`Coverage`]), a method, a parameter that would be ignored.
 //!
-//! **What it does not do.** No sockets ([`crate::wire`]); no events; no `Put`, `Create`, `Delete`: Hyper-V has methods.
+//! **What it does not do.** No sockets ([`crate::wire`]); no events; no `Create`, `Delete`; `Put` only for the priority of a
+//! cluster's group, which has no method.
 
 mod access;
 mod catalog;
@@ -40,7 +41,7 @@ pub use texts::Language;
 use self::hint::Hint;
 use self::methods::{Call, Inputs, Refusal};
 use self::rows::Scene;
-use crate::estate::{Estate, HostName, Switch};
+use crate::estate::{Estate, GroupName, HostName, Switch};
 use crate::schema::ClassTables;
 use crate::{Error, Result};
 
@@ -279,6 +280,21 @@ impl CimProvider for HostProvider {
         })
     }
 
+    fn put(
+        &self,
+        path: &CimPath,
+        instance: &CimInstance,
+        caller: &Caller,
+    ) -> std::result::Result<CimInstance, Fault> {
+        if path.class != "MSCluster_ResourceGroup" {
+            return Err(Fault::new(FaultCode::UnsupportedFeature)
+                .because(format_args!("{} is read-only.", path.class)));
+        }
+        self.estate
+            .write(|estate| put_group(estate, &self.host, path, instance))?;
+        self.get(path, caller)
+    }
+
     fn invoke(&self, invocation: &Invocation<'_>) -> std::result::Result<CimInstance, Fault> {
         let path = invocation.path;
         let schemas = self.schemas(&path.namespace)?;
@@ -316,6 +332,29 @@ impl CimProvider for HostProvider {
         }
         Ok(output)
     }
+}
+
+/// Changes of a group: its priority, which has no method.
+fn put_group(
+    estate: &mut Estate,
+    host: &HostName,
+    path: &CimPath,
+    instance: &CimInstance,
+) -> std::result::Result<(), Fault> {
+    let read_only =
+        || Fault::new(FaultCode::UnsupportedFeature).because("Only Priority can be put.");
+    let name = GroupName::new(path.key("Name").unwrap_or_default());
+    let cluster = estate.live_cluster(host).map_err(|it| unavailable(&it))?;
+    let group = cluster.groups.get(&name).ok_or_else(|| not_found(path))?;
+    let now = rows::cluster::group_row(group);
+    let changed = methods::differences(instance, &now);
+    if changed.iter().any(|it| it != "Priority") {
+        return Err(read_only());
+    }
+    let priority = instance.u32("Priority").map_err(|_| read_only())?;
+    estate
+        .set_priority(host, &name, priority)
+        .map_err(|it| unavailable(&it))
 }
 
 /// Whichever keys of a service were given must be its own.

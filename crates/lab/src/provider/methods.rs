@@ -25,6 +25,7 @@ use wsman::message::{Fault, FaultCode, hresult};
 use wsman::schema::SchemaSet;
 
 pub(super) use arguments::Inputs;
+pub(super) use management::differences;
 
 use super::identity;
 use super::rows::jobs::element_path;
@@ -112,8 +113,7 @@ pub(super) fn fault_of(error: &Error) -> Fault {
             .with_hresult(0x8007_0000 | (code.0 & 0xffff), error.to_string()),
         ErrorKind::NotFound => not_found(error.to_string()),
         ErrorKind::Unreachable => Fault::new(FaultCode::EndpointUnavailable).because(error),
-        _ => Fault::new(FaultCode::InternalError)
-            .with_hresult(hresult::FAILED, error.to_string()),
+        _ => Fault::new(FaultCode::InternalError).with_hresult(hresult::FAILED, error.to_string()),
     }
 }
 
@@ -149,26 +149,70 @@ const NODE: &str = "MSCluster_Node";
 
 /// Every method that is modelled.
 pub(super) const MODELLED: &[Method] = &[
-    method("Msvm_ComputerSystem", "RequestStateChange", systems::request_state_change),
-    method("Msvm_ShutdownComponent", "InitiateShutdown", systems::initiate_shutdown),
+    method(
+        "Msvm_ComputerSystem",
+        "RequestStateChange",
+        systems::request_state_change,
+    ),
+    method(
+        "Msvm_ShutdownComponent",
+        "InitiateShutdown",
+        systems::initiate_shutdown,
+    ),
     method("Msvm_ConcreteJob", "GetError", jobs::get_error),
     method("Msvm_ConcreteJob", "GetErrorEx", jobs::get_error_ex),
-    method("Msvm_ConcreteJob", "RequestStateChange", jobs::request_state_change),
+    method(
+        "Msvm_ConcreteJob",
+        "RequestStateChange",
+        jobs::request_state_change,
+    ),
     method("Msvm_StorageJob", "GetError", jobs::get_error),
     method("Msvm_StorageJob", "GetErrorEx", jobs::get_error_ex),
-    method("Msvm_StorageJob", "RequestStateChange", jobs::request_state_change),
+    method(
+        "Msvm_StorageJob",
+        "RequestStateChange",
+        jobs::request_state_change,
+    ),
     method("Msvm_MigrationJob", "GetError", jobs::get_error),
     method("Msvm_MigrationJob", "GetErrorEx", jobs::get_error_ex),
-    method("Msvm_MigrationJob", "RequestStateChange", jobs::request_state_change),
+    method(
+        "Msvm_MigrationJob",
+        "RequestStateChange",
+        jobs::request_state_change,
+    ),
     method(SNAPSHOTS, "CreateSnapshot", points::create_snapshot),
     method(SNAPSHOTS, "DestroySnapshot", points::destroy_snapshot),
-    method(SNAPSHOTS, "DestroySnapshotTree", points::destroy_snapshot_tree),
+    method(
+        SNAPSHOTS,
+        "DestroySnapshotTree",
+        points::destroy_snapshot_tree,
+    ),
     method(SNAPSHOTS, "ApplySnapshot", points::apply_snapshot),
-    method(SNAPSHOTS, "ClearSnapshotState", points::clear_snapshot_state),
-    method(SNAPSHOTS, "ConvertToReferencePoint", points::convert_to_reference_point),
-    method(POINTS, "CreateReferencePoint", points::create_reference_point),
-    method(POINTS, "DestroyReferencePoint", points::destroy_reference_point),
-    method(IMAGES, "GetVirtualHardDiskSettingData", images::get_setting_data),
+    method(
+        SNAPSHOTS,
+        "ClearSnapshotState",
+        points::clear_snapshot_state,
+    ),
+    method(
+        SNAPSHOTS,
+        "ConvertToReferencePoint",
+        points::convert_to_reference_point,
+    ),
+    method(
+        POINTS,
+        "CreateReferencePoint",
+        points::create_reference_point,
+    ),
+    method(
+        POINTS,
+        "DestroyReferencePoint",
+        points::destroy_reference_point,
+    ),
+    method(
+        IMAGES,
+        "GetVirtualHardDiskSettingData",
+        images::get_setting_data,
+    ),
     method(IMAGES, "GetVirtualHardDiskState", images::get_state),
     method(IMAGES, "GetVirtualDiskChanges", images::get_changes),
     method(IMAGES, "CreateVirtualHardDisk", images::create),
@@ -176,12 +220,24 @@ pub(super) const MODELLED: &[Method] = &[
     method(IMAGES, "MergeVirtualHardDisk", images::merge),
     method(IMAGES, "SetParentVirtualHardDisk", images::set_parent),
     method(IMAGES, "ResizeVirtualHardDisk", images::resize),
-    method(VSMS, "GetSummaryInformation", summary::get_summary_information),
-    method(VSMS, "ModifyDiskMergeSettings", management::modify_disk_merge_settings),
+    method(
+        VSMS,
+        "GetSummaryInformation",
+        summary::get_summary_information,
+    ),
+    method(
+        VSMS,
+        "ModifyDiskMergeSettings",
+        management::modify_disk_merge_settings,
+    ),
     method(VSMS, "AddKvpItems", management::add_kvp_items),
     method(VSMS, "ModifyKvpItems", management::modify_kvp_items),
     method(VSMS, "RemoveKvpItems", management::remove_kvp_items),
-    method(VSMS, "ModifySystemSettings", management::modify_system_settings),
+    method(
+        VSMS,
+        "ModifySystemSettings",
+        management::modify_system_settings,
+    ),
     method(VSMS, "ModifyResourceSettings", resources::modify),
     method(VSMS, "AddResourceSettings", resources::add),
     method(VSMS, "RemoveResourceSettings", resources::remove),
@@ -189,18 +245,42 @@ pub(super) const MODELLED: &[Method] = &[
     method(VSMS, "DefineSystem", define::define_system),
     method(VSMS, "DefinePlannedSystem", define::define_planned_system),
     method(VSMS, "DestroySystem", define::destroy_system),
-    method(VSMS, "ImportSystemDefinition", define::import_system_definition),
-    method(VSMS, "ValidatePlannedSystem", define::validate_planned_system),
+    method(
+        VSMS,
+        "ImportSystemDefinition",
+        define::import_system_definition,
+    ),
+    method(
+        VSMS,
+        "ValidatePlannedSystem",
+        define::validate_planned_system,
+    ),
     method(VSMS, "RealizePlannedSystem", define::realize_planned_system),
-    method(VSMS, "ExportSystemDefinition", define::export_system_definition),
+    method(
+        VSMS,
+        "ExportSystemDefinition",
+        define::export_system_definition,
+    ),
     method(VSMS, "UpgradeSystemVersion", define::upgrade_system_version),
-    method(MIGRATION, "MigrateVirtualSystemToHost", migration::migrate_to_host),
-    method(MIGRATION, "CheckVirtualSystemIsMigratableToHost", migration::check_migratable),
+    method(
+        MIGRATION,
+        "MigrateVirtualSystemToHost",
+        migration::migrate_to_host,
+    ),
+    method(
+        MIGRATION,
+        "CheckVirtualSystemIsMigratableToHost",
+        migration::check_migratable,
+    ),
     method(CLUSTER, "AddVirtualMachine", cluster::add_virtual_machine),
     method(GROUP, "BringOnline", cluster::group_online),
     method(GROUP, "TakeOffline", cluster::group_offline),
     method(GROUP, "MoveToNewNode", cluster::move_group),
-    method(GROUP, "MoveToNewNodeParams", cluster::move_group_with_parameters),
+    method(
+        GROUP,
+        "MoveToNewNodeParams",
+        cluster::move_group_with_parameters,
+    ),
     method(GROUP, "DestroyGroup", cluster::destroy_group),
     method(GROUP, "SetPreferredOwners", cluster::set_preferred_owners),
     method(GROUP, "GetPreferredOwners", cluster::get_preferred_owners),
@@ -208,8 +288,16 @@ pub(super) const MODELLED: &[Method] = &[
     method(RESOURCE, "TakeOffline", cluster::resource_offline),
     method(RESOURCE, "GetPossibleOwners", cluster::get_possible_owners),
     method(RESOURCE, "AddPossibleOwner", cluster::add_possible_owner),
-    method(RESOURCE, "RemovePossibleOwner", cluster::remove_possible_owner),
-    method(RESOURCE, "UpdateVirtualMachine", cluster::update_virtual_machine),
+    method(
+        RESOURCE,
+        "RemovePossibleOwner",
+        cluster::remove_possible_owner,
+    ),
+    method(
+        RESOURCE,
+        "UpdateVirtualMachine",
+        cluster::update_virtual_machine,
+    ),
     method(NODE, "Pause", cluster::pause_node),
     method(NODE, "Resume", cluster::resume_node),
 ];
@@ -223,7 +311,10 @@ pub(super) fn run(call: &mut Call<'_>, name: &str) -> Answer {
     match found {
         Some(method) => (method.run)(call),
         None => Err(Fault::new(FaultCode::ActionNotSupported)
-            .with_hresult(hresult::NOT_SUPPORTED, format!("{class}.{name} is not modelled"))
+            .with_hresult(
+                hresult::NOT_SUPPORTED,
+                format!("{class}.{name} is not modelled"),
+            )
             .into()),
     }
 }

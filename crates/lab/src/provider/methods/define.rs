@@ -58,13 +58,14 @@ fn definition(given: &CimInstance) -> Result<SystemDefinition, Refusal> {
         Some(_) => return Err(invalid_parameter()),
     };
     match text("VirtualSystemType") {
-        None
-        | Some("Microsoft:Hyper-V:System:Realized" | "Microsoft:Hyper-V:System:Planned") => {}
+        None | Some("Microsoft:Hyper-V:System:Realized" | "Microsoft:Hyper-V:System:Planned") => {}
         Some(_) => return Err(invalid_parameter()),
     }
     let folder = text("ConfigurationDataRoot").map(WindowsPath::parse);
     Ok(SystemDefinition {
-        name: text("ElementName").unwrap_or("New Virtual Machine").to_owned(),
+        name: text("ElementName")
+            .unwrap_or("New Virtual Machine")
+            .to_owned(),
         generation,
         version: text("Version").map(version).transpose()?,
         folder: folder.transpose()?,
@@ -158,7 +159,11 @@ fn export_request(
         value.map(Option::flatten).map_err(|_| invalid_parameter())
     };
     let given = |name: &str| settings.is_some_and(|it| it.get(name).is_some());
-    let text = |name: &str| settings.and_then(|it| it.text_ref(name)).filter(|it| !it.is_empty());
+    let text = |name: &str| {
+        settings
+            .and_then(|it| it.text_ref(name))
+            .filter(|it| !it.is_empty())
+    };
     // Differential exports, chosen disks and the state of running VMs are not modelled.
     let is_other = text("DifferentialBackupBase").is_some()
         || given("ExcludedVirtualHardDisks")
@@ -171,7 +176,10 @@ fn export_request(
         let vm = call.estate.vm(&call.host, id)?;
         vm.checkpoints.values().any(|it| it.kind.is_user())
     };
-    let checkpoint = match (number("CopySnapshotConfiguration")?.unwrap_or(0), text("SnapshotVirtualSystem")) {
+    let checkpoint = match (
+        number("CopySnapshotConfiguration")?.unwrap_or(0),
+        text("SnapshotVirtualSystem"),
+    ) {
         (3, Some(path)) => Some(checkpoint_of(call, path)?),
         (3, None) | (0 | 1, Some(_)) => return Err(invalid_parameter()),
         (0, None) if has_user_checkpoints => return Err(not_supported()),

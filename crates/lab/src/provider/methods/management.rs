@@ -9,7 +9,9 @@ use wsman::cim::{CimInstance, CimValue, embedded as cim_xml};
 use super::arguments::{SettingsOf, Strictness, invalid_parameter};
 use super::{Answer, Call, Outcome, Refusal};
 use crate::ReturnCode;
-use crate::estate::{MergeState, Realm, StartAction, SystemChange, SystemTarget, UserCheckpointType};
+use crate::estate::{
+    MergeState, Realm, StartAction, SystemChange, SystemTarget, UserCheckpointType,
+};
 use crate::provider::identity::{DISK_MERGE, PartedId};
 use crate::provider::rows::{Holder, Scene, settings};
 
@@ -25,7 +27,7 @@ pub(super) fn target(realm: Realm, id: crate::estate::VmId) -> SystemTarget {
 }
 
 /// Names of the properties that are given and are not as they stand, keys left out.
-pub(super) fn differences(given: &CimInstance, now: &CimInstance) -> Vec<String> {
+pub(in crate::provider) fn differences(given: &CimInstance, now: &CimInstance) -> Vec<String> {
     let differs = |name: &str, value: &CimValue| {
         !value.is_null() && folded(value) != now.get(name).map_or_else(Vec::new, folded)
     };
@@ -99,7 +101,8 @@ pub(super) fn modify_system_settings(call: &mut Call<'_>) -> Answer {
         }
         SettingsOf::System(realm, id) => {
             let change = system_change(&given, &changed)?;
-            call.estate.modify_system(&host, target(realm, id), change)?
+            call.estate
+                .modify_system(&host, target(realm, id), change)?
         }
     };
     Ok(call.answer(&started, None))

@@ -12,8 +12,8 @@ use super::arguments::{SettingsOf, Strictness, invalid_parameter};
 use super::management::{differences, not_supported, scene, target};
 use super::{Answer, Call, Refusal};
 use crate::estate::{
-    DeviceId, DiskSharing, DriveSpec, Realm, ResourceChange, ResourceRef,
-    ResourceSpec, ServiceName, ServiceSwitch, SwitchName, SystemTarget, VmId, WindowsPath,
+    DeviceId, DiskSharing, DriveSpec, Realm, ResourceChange, ResourceRef, ResourceSpec,
+    ServiceName, ServiceSwitch, SwitchName, SystemTarget, VmId, WindowsPath,
 };
 use crate::provider::identity::{PartedId, ServiceKind, VIRTUALIZATION};
 use crate::provider::rows::Holder;
@@ -68,8 +68,12 @@ fn spec_of(call: &Call<'_>, vm: VmId, given: &CimInstance) -> Result<ResourceSpe
             })
         }
         "Synthetic Ethernet Port" => {
-            let name = given.text_ref("ElementName").filter(|name| !name.is_empty());
-            let address = given.text_ref("Address").filter(|address| !address.is_empty());
+            let name = given
+                .text_ref("ElementName")
+                .filter(|name| !name.is_empty());
+            let address = given
+                .text_ref("Address")
+                .filter(|address| !address.is_empty());
             Ok(ResourceSpec::Adapter {
                 name: name.unwrap_or("Network Adapter").to_owned(),
                 mac_address: address.map(str::to_owned),
@@ -118,18 +122,28 @@ fn path_in(given: &CimInstance, property: &str) -> Result<CimPath, Refusal> {
 
 /// The switch that a connection names; nothing where it is disconnected.
 fn switch_of(call: &Call<'_>, given: &CimInstance) -> Result<Option<SwitchName>, Refusal> {
-    if given.opt_u64("EnabledState").map_err(|_| invalid_parameter())? == Some(3) {
+    if given
+        .opt_u64("EnabledState")
+        .map_err(|_| invalid_parameter())?
+        == Some(3)
+    {
         return Ok(None);
     }
-    let values = given.texts("HostResource").map_err(|_| invalid_parameter())?;
+    let values = given
+        .texts("HostResource")
+        .map_err(|_| invalid_parameter())?;
     if values.iter().all(String::is_empty) {
         return Ok(None);
     }
-    let wanted = path_in(given, "HostResource")?.key("Name").unwrap_or_default();
+    let wanted = path_in(given, "HostResource")?
+        .key("Name")
+        .unwrap_or_default();
     let host = call.estate.host(&call.host)?;
     let mut switches = host.switches.iter();
     let found = switches.find(|it| it.device.to_string().eq_ignore_ascii_case(&wanted));
-    found.map(|it| Some(it.name.clone())).ok_or_else(invalid_parameter)
+    found
+        .map(|it| Some(it.name.clone()))
+        .ok_or_else(invalid_parameter)
 }
 
 /// `ModifyResourceSettings`: all of one system.
@@ -192,7 +206,12 @@ fn changes_of(
             ResourceChange::Medium { drive, path }
         }
         Part::Memory => {
-            only(&["VirtualQuantity", "Reservation", "Limit", "DynamicMemoryEnabled"])?;
+            only(&[
+                "VirtualQuantity",
+                "Reservation",
+                "Limit",
+                "DynamicMemoryEnabled",
+            ])?;
             let mut memory = vm.settings.hardware.memory;
             memory.startup_mib = number("VirtualQuantity", memory.startup_mib)?;
             memory.minimum_mib = number("Reservation", memory.minimum_mib)?;

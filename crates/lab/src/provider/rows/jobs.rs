@@ -131,7 +131,12 @@ pub(in crate::provider) fn element_path(
     host: &HostName,
     element: &Affected,
 ) -> Option<CimPath> {
-    let system = |id: VmId| estate.vm(host, id).or_else(|_| estate.planned(host, id)).ok();
+    let system = |id: VmId| {
+        estate
+            .vm(host, id)
+            .or_else(|_| estate.planned(host, id))
+            .ok()
+    };
     match element {
         Affected::System(id) => {
             // A VM that left the host is still called what it was.
@@ -159,7 +164,10 @@ pub(in crate::provider) fn element_path(
             if let Some(adapter) = adapter {
                 return Some(Part::Adapter(adapter).path(&id.to_string()));
             }
-            let controller = hardware.controllers.iter().find(|it| it.device == *device)?;
+            let controller = hardware
+                .controllers
+                .iter()
+                .find(|it| it.device == *device)?;
             Some(Part::Controller(controller).path(&id.to_string()))
         }
         Affected::File(_) => None,

@@ -1,0 +1,7 @@
+//! Tests of the lab.
+
+mod estate;
+mod lab_document;
+mod provider;
+mod scenario;
+mod schema;
