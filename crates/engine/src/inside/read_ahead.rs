@@ -10,7 +10,7 @@
 //!
 //! It passes everything on until [`ReadAhead::begin`]: looks into versions note what they read, and must not note more.
 //!
-//! **Invariants.** At most 64 MiB are kept, besides what is being read. A read takes in at most as much again as was read
+//! **Invariants.** At most 64 MiB are kept, besides what is being read. A read takes in at most twice as much as was read
 //! just before it, and 1 MiB. What cannot be read beforehand is left out: the reader that needs it learns why.
 
 use std::collections::HashMap;
@@ -30,9 +30,11 @@ const LOADED_BYTES_MAX: u64 = 8 << 20;
 const WINDOW_BLOCKS: u64 = 16;
 /// As many whole blocks, of which none is held, are not kept but read into the reader's own buffer.
 const DIRECT_BLOCKS: u64 = 8;
+/// Who comes back to where he was later than this has many places that he goes on at: there is no room for more of each.
+const PACE_BLOCKS: u64 = 128;
 const KEPT_BYTES_MAX: usize = 64 << 20;
 /// Buffers that wait to be used again: fresh memory costs more than filling it.
-const SPARE_MAX: usize = 16;
+const SPARE_BYTES_MAX: usize = 8 << 20;
 
 /// Neighbouring blocks of a volume in memory.
 struct Stretch {
@@ -40,6 +42,8 @@ struct Stretch {
     bytes: Vec<u8>,
     /// What of `bytes` is meant.
     length: usize,
+    /// How many blocks had been read before it.
+    read_before: u64,
     /// When it was used last.
     used: AtomicU64,
 }
@@ -74,7 +78,10 @@ struct Kept {
     stretches: Vec<Arc<Stretch>>,
     held_bytes: usize,
     spare: Vec<Vec<u8>>,
+    spare_bytes: usize,
     moment: u64,
+    /// Blocks that were claimed so far.
+    blocks_read: u64,
 }
 
 /// Blocks that somebody reads now.
@@ -124,9 +131,14 @@ impl Kept {
         let window = match before {
             None => 0,
             Some(Slot::Coming(count)) => count.saturating_mul(2),
-            Some(Slot::Here(stretch)) => to_u64(stretch.length)
-                .div_ceil(BLOCK_BYTES)
-                .saturating_mul(2),
+            Some(Slot::Here(stretch))
+                if self.blocks_read.saturating_sub(stretch.read_before) <= PACE_BLOCKS =>
+            {
+                to_u64(stretch.length)
+                    .div_ceil(BLOCK_BYTES)
+                    .saturating_mul(2)
+            }
+            Some(Slot::Here(_)) => 0,
         };
         let reach = wanted.max(window.min(WINDOW_BLOCKS));
         let count = self
@@ -135,6 +147,7 @@ impl Kept {
         for block in first..first.saturating_add(count) {
             self.slots.insert(block, Slot::Coming(count));
         }
+        self.blocks_read = self.blocks_read.saturating_add(count);
         Claim { first, count }
     }
 
@@ -142,7 +155,11 @@ impl Kept {
     fn buffer(&mut self, length: usize) -> Vec<u8> {
         let fits = |one: &Vec<u8>| one.len() >= length && one.len() / 4 <= length;
         match self.spare.iter().position(fits) {
-            Some(at) => self.spare.swap_remove(at),
+            Some(at) => {
+                let found = self.spare.swap_remove(at);
+                self.spare_bytes = self.spare_bytes.saturating_sub(found.len());
+                found
+            }
             None => Vec::new(),
         }
     }
@@ -172,8 +189,9 @@ impl Kept {
                 self.slots.remove(&block);
             }
             if let Some(gone) = Arc::into_inner(gone)
-                && self.spare.len() < SPARE_MAX
+                && self.spare_bytes.saturating_add(gone.bytes.len()) <= SPARE_BYTES_MAX
             {
+                self.spare_bytes = self.spare_bytes.saturating_add(gone.bytes.len());
                 self.spare.push(gone.bytes);
             }
         }
@@ -253,7 +271,10 @@ impl ReadAhead {
             ahead: self,
             claim: Some(claim),
         };
-        let mut bytes = self.lock().buffer(length);
+        let (mut bytes, read_before) = {
+            let mut kept = self.lock();
+            (kept.buffer(length), kept.blocks_read)
+        };
         if bytes.is_empty() {
             bytes = vec![0; length];
         }
@@ -262,6 +283,7 @@ impl ReadAhead {
             offset,
             bytes,
             length,
+            read_before,
             used: AtomicU64::new(0),
         });
         if let Some(claim) = pending.claim.take() {

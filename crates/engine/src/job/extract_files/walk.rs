@@ -7,6 +7,7 @@
 //! **Invariants.** Memory is bounded by the depth, a run of names, and the folders that were met. Nothing is met twice:
 //! a folder that leads back to itself is told as a failure. What is damaged is told and the others go on.
 
+use std::cmp::Reverse;
 use std::collections::HashSet;
 use std::ops::ControlFlow;
 
@@ -21,6 +22,8 @@ const DEPTH_MAX: usize = 4100;
 const FOLDERS_MAX: usize = 8 << 20;
 const RUN_ENTRIES: usize = 4096;
 const PIECES_MAX: usize = 32;
+/// What of a file's number tells when it was made: NTFS counts above it how often the number was given.
+const NUMBER_MASK: u64 = (1 << 48) - 1;
 
 /// Something that was found.
 pub(super) struct Found {
@@ -243,7 +246,10 @@ fn read_on<'env>(
     if files.len() > 1 {
         files.sort_by_cached_key(|it| first_byte(fs, it));
     }
-    frame.folders.reverse();
+    // Folders in the order in which they were made: so do their files lie, mostly.
+    frame
+        .folders
+        .sort_by_key(|it| Reverse((it.file.tree, it.file.number & NUMBER_MASK)));
     if !files.is_empty() {
         visitor.files(files)?;
     }
