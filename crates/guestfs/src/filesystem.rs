@@ -43,7 +43,9 @@ impl FileName {
 
     /// A name as Windows holds it.
     pub fn from_utf16(units: impl IntoIterator<Item = u16>) -> Self {
-        let mut bytes = Vec::new();
+        let units = units.into_iter();
+        // Most names are of letters that take one byte.
+        let mut bytes = Vec::with_capacity(units.size_hint().0);
         for decoded in char::decode_utf16(units) {
             match decoded {
                 Ok(character) => {

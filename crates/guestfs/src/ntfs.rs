@@ -102,6 +102,8 @@ pub struct NtfsFileSystem {
     root: FileId,
     journal: JournalState,
     facts: OnceLock<FileSystemFacts>,
+    /// The runs of the bitmap that the facts counted, when they are few.
+    used: OnceLock<Vec<(u64, u64)>>,
 }
 
 /// How what is read came through the journal.
@@ -158,6 +160,7 @@ pub fn open(volume: Arc<dyn ReadAt>) -> Result<NtfsFileSystem> {
         root: root.id(),
         journal,
         facts: OnceLock::new(),
+        used: OnceLock::new(),
     })
 }
 
@@ -221,10 +224,18 @@ impl NtfsFileSystem {
         if self.origin == BootOrigin::Backup {
             trouble.push("its boot sector is damaged; the copy of it answered".to_owned());
         }
-        let free_bytes = space::free_bytes(&self.table).unwrap_or_else(|error| {
-            trouble.push(format!("$Bitmap cannot be read: {error}"));
-            0
-        });
+        let free_bytes = match space::count(&self.table) {
+            Ok((free_bytes, runs)) => {
+                if let Some(runs) = runs {
+                    self.used.get_or_init(|| runs);
+                }
+                free_bytes
+            }
+            Err(error) => {
+                trouble.push(format!("$Bitmap cannot be read: {error}"));
+                0
+            }
+        };
         FileSystemFacts {
             kind: FileSystemKind::Ntfs,
             version,
@@ -336,7 +347,7 @@ impl FileSystem for NtfsFileSystem {
                     tree: 0,
                     number: name.reference,
                 },
-                name: FileName::from_utf16(name.name),
+                name: name.file_name(),
                 next: DirectoryCursor(next),
             }))
         })
@@ -351,7 +362,9 @@ impl FileSystem for NtfsFileSystem {
         let mut without_case = None;
         let exact = index.descend(&mut |entry| {
             let found = NameEntry::parse(entry.bytes, entry.key)?;
-            let (order, same) = self.upper_case.compare(&self.table, &wanted, &found.name)?;
+            let (order, same) = self
+                .upper_case
+                .compare(&self.table, &wanted, &found.units())?;
             if same == NameMatch::WithoutCase {
                 without_case.get_or_insert(found.reference);
             }
@@ -418,6 +431,9 @@ impl FileSystem for NtfsFileSystem {
             places,
         } = &self.journal
         else {
+            if let Some(runs) = self.used.get() {
+                return space::known_ranges(&self.table, runs, visit);
+            }
             return space::used_ranges(&[&self.table], &[], visit);
         };
         let tables = [&self.table, before.as_ref()];

@@ -246,10 +246,12 @@ impl<V: FnMut(ListedFile) -> Result<()>> Listing<'_, V> {
             let (mut entries, next) = self.run_of(folder, cursor, path)?;
             entries.sort_by(|a, b| a.name.cmp(&b.name));
             for entry in entries {
-                let (name, file) = (entry.name.clone(), entry.file);
+                let file = entry.file;
                 let told = self.told(&listed, Some(entry.name), file, entry.kind)?;
-                if told.kind == Some(FileKind::Directory) {
-                    below.push((name, file));
+                if told.kind == Some(FileKind::Directory)
+                    && let Some(name) = &told.name
+                {
+                    below.push((name.clone(), file));
                 }
                 (self.visit)(told)?;
             }

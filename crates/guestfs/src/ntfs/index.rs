@@ -30,6 +30,8 @@ const IS_LAST: u16 = 2;
 /// Positions in a block take the lower bits of a cursor.
 const POSITION_BITS: u32 = 16;
 const BITMAP_WINDOW_BYTES: u64 = 4096;
+/// Blocks that a listing reads at once.
+const LISTED_BYTES: u64 = 256 << 10;
 
 /// An entry in a block of an index.
 #[derive(Debug, Clone, Copy)]
@@ -157,15 +159,16 @@ impl<'a> Index<'a> {
         }
         let mut number = (start >> POSITION_BITS).saturating_sub(1);
         let mut window = BitmapWindow::default();
+        let mut ahead = BlockWindow::default();
         while number < blocks {
             if window.has(&bitmap, number)? {
                 let cursor = number
                     .saturating_add(1)
                     .wrapping_shl(POSITION_BITS)
                     .max(start);
-                match self.block_at(multiply(number, self.block_bytes)?) {
+                match self.listed_block(allocation, number, &mut ahead) {
                     Ok(block) => {
-                        if visit_block(&block, 24, cursor, &mut damage, visit).is_break() {
+                        if visit_block(block, 24, cursor, &mut damage, visit).is_break() {
                             return damage.end();
                         }
                     }
@@ -181,13 +184,56 @@ impl<'a> Index<'a> {
         self.block_at(multiply(child, self.child_unit_bytes)?)
     }
 
+    /// A block, out of many that are read at once.
+    fn listed_block<'w>(
+        &self,
+        allocation: &AttributeReader,
+        number: u64,
+        window: &'w mut BlockWindow,
+    ) -> Result<&'w [u8]> {
+        let offset = multiply(number, self.block_bytes)?;
+        let width = length(self.block_bytes)?;
+        if !window.holds(offset, width) {
+            let left = allocation.size_bytes().saturating_sub(offset);
+            let whole = left.min(LISTED_BYTES.max(self.block_bytes));
+            let whole = whole.saturating_sub(whole.checked_rem(self.block_bytes).unwrap_or(0));
+            window.first = offset;
+            window.bytes.resize(length(whole)?, 0);
+            if allocation.read(offset, &mut window.bytes).is_err() {
+                // What was not asked for may be what cannot be read.
+                window.bytes.clear();
+                window.bytes = self.block_at(offset)?;
+                return Ok(&window.bytes);
+            }
+        }
+        let inside = length(offset.saturating_sub(window.first))?;
+        let end = inside.saturating_add(width);
+        let block = window
+            .bytes
+            .get_mut(inside..end)
+            .ok_or_else(|| Error::corrupt("behind the end of the index"))?;
+        self.check_block(offset, block)
+            .map_err(|error| error.within(self.place_of_block(offset)))?;
+        Ok(block)
+    }
+
+    fn place_of_block(&self, offset: u64) -> String {
+        let number = self.file.number;
+        format!("index block at {offset} of file record {number}")
+    }
+
+    /// Undoes the fixups of a block and looks whether it is the one that lies here.
+    fn check_block(&self, offset: u64, block: &mut [u8]) -> Result<()> {
+        apply_fixups(block, b"INDX")?;
+        let own = field::u64_le(block, 16)?;
+        if own.checked_mul(self.child_unit_bytes) != Some(offset) {
+            return Err(Error::corrupt(format!("it says that it is block {own}")));
+        }
+        Ok(())
+    }
+
     fn block_at(&self, offset: u64) -> Result<Vec<u8>> {
-        let place = || {
-            format!(
-                "index block at {offset} of file record {}",
-                self.file.number
-            )
-        };
+        let place = || self.place_of_block(offset);
         let allocation = self
             .allocation
             .as_ref()
@@ -198,12 +244,8 @@ impl<'a> Index<'a> {
         let mut block = vec![0; length(self.block_bytes)?];
         allocation
             .read(offset, &mut block)
-            .and_then(|()| apply_fixups(&mut block, b"INDX"))
+            .and_then(|()| self.check_block(offset, &mut block))
             .map_err(|error| error.within(place()))?;
-        let own = field::u64_le(&block, 16)?;
-        if own.checked_mul(self.child_unit_bytes) != Some(offset) {
-            return Err(Error::corrupt(format!("it says that it is block {own}")).within(place()));
-        }
         Ok(block)
     }
 }
@@ -331,6 +373,22 @@ impl<'b> Iterator for Entries<'b> {
         let entry = self.entry();
         self.is_over = entry.as_ref().map_or(true, |entry| entry.is_last);
         Some(entry)
+    }
+}
+
+/// Neighbouring blocks as they lie on the volume; each is used once.
+#[derive(Default)]
+struct BlockWindow {
+    first: u64,
+    bytes: Vec<u8>,
+}
+
+impl BlockWindow {
+    fn holds(&self, offset: u64, width: usize) -> bool {
+        let inside = offset.checked_sub(self.first);
+        let inside = inside.and_then(|inside| usize::try_from(inside).ok());
+        let end = inside.and_then(|inside| inside.checked_add(width));
+        end.is_some_and(|end| end <= self.bytes.len())
     }
 }
 

@@ -18,26 +18,38 @@ const REPARSE: u32 = 0x0000_0400;
 const DIRECTORY: u32 = 0x1000_0000;
 
 /// What an entry of a directory says of a file.
-pub(super) struct NameEntry {
+pub(super) struct NameEntry<'a> {
     pub(super) reference: u64,
-    pub(super) name: Vec<u16>,
+    /// Two bytes a unit.
+    name: &'a [u8],
     attributes: u32,
     name_space: u8,
 }
 
-impl NameEntry {
+impl<'a> NameEntry<'a> {
     /// `entry` is a whole entry of the index, `key` its key.
-    pub(super) fn parse(entry: &[u8], key: &[u8]) -> Result<Self> {
+    pub(super) fn parse(entry: &[u8], key: &'a [u8]) -> Result<Self> {
         let units = usize::from(field::u8_at(key, 64)?);
         if units == 0 {
             return Err(Error::corrupt("a file without a name in a directory"));
         }
         Ok(Self {
             reference: field::u64_le(entry, 0)?,
-            name: utf16(field::slice(key, 66, units.saturating_mul(2))?),
+            name: field::slice(key, 66, units.saturating_mul(2))?,
             attributes: field::u32_le(key, 56)?,
             name_space: field::u8_at(key, 65)?,
         })
+    }
+
+    /// Its name as it is compared.
+    pub(super) fn units(&self) -> Vec<u16> {
+        utf16(self.name)
+    }
+
+    /// Its name as it is told.
+    pub(super) fn file_name(&self) -> FileName {
+        let units = self.name.as_chunks().0.iter();
+        FileName::from_utf16(units.map(|unit| u16::from_le_bytes(*unit)))
     }
 
     /// Whether a listing tells it: neither a short name beside a long one, nor a file of the file system itself.
