@@ -15,6 +15,7 @@
 
 mod convert;
 mod disk;
+mod extract;
 mod machine;
 mod measure;
 mod plain;
@@ -37,7 +38,7 @@ use tool::{Tool, ToolKind};
 const USAGE: &str =
     "cargo xtask bench [--size-gib N] [--quick] [--rounds N] [--install] [--only SECTION,…] \
 [--dir DIR] [--keep] [--no-build]
-sections: initial, unchanged, one-percent, database, restore, convert, scaling, versions";
+sections: initial, unchanged, one-percent, database, restore, extract, convert, scaling, versions";
 
 /// A part of the benchmark that can run by itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -52,6 +53,8 @@ pub(crate) enum Section {
     Database,
     /// Back to a raw file, caches dropped.
     Restore,
+    /// All files of a version into a folder; all names of a volume.
+    Extract,
     /// Raw to dynamic VHDX and back.
     Convert,
     /// The same data in ever larger virtual disks.
@@ -61,12 +64,13 @@ pub(crate) enum Section {
 }
 
 impl Section {
-    const ALL: [(&'static str, Self); 8] = [
+    const ALL: [(&'static str, Self); 9] = [
         ("initial", Self::Initial),
         ("unchanged", Self::Unchanged),
         ("one-percent", Self::OnePercent),
         ("database", Self::Database),
         ("restore", Self::Restore),
+        ("extract", Self::Extract),
         ("convert", Self::Convert),
         ("scaling", Self::Scaling),
         ("versions", Self::Versions),
@@ -254,6 +258,9 @@ fn run_sections(
     if options.wants(Section::Database) {
         transfer::run_database(options, programs, work, report)?;
     }
+    if options.wants(Section::Extract) {
+        extract::run(options, programs, work, report)?;
+    }
     if options.wants(Section::Scaling) {
         scaling::run(options, programs, work, report)?;
     }
@@ -298,6 +305,7 @@ fn install(workspace: &Path) -> Result<()> {
                 "borgbackup",
                 "qemu-utils",
                 "e2fsprogs",
+                "ntfs-3g",
             ],
         ),
         (

@@ -20,6 +20,10 @@ pub(crate) enum Bar {
     DatabaseBorg,
     RepositoryBorg,
     RestoreCopy,
+    ExtractExt4,
+    ExtractNtfs,
+    ListExt4,
+    ListNtfs,
     ConvertToVhdx,
     ConvertToRaw,
     ScalingInitial,
@@ -32,7 +36,7 @@ pub(crate) enum Bar {
 
 impl Bar {
     /// Every bar: what is compared, the limit, and what it counts in.
-    const ALL: [(Self, &'static str, f64, &'static str); 16] = [
+    const ALL: [(Self, &'static str, f64, &'static str); 20] = [
         (
             Self::InitialRestic,
             "initial copy: time ÷ restic's",
@@ -74,6 +78,30 @@ impl Bar {
             Self::RestoreCopy,
             "restore to raw, nothing cached: time ÷ cp's",
             1.2,
+            "",
+        ),
+        (
+            Self::ExtractExt4,
+            "all files of a version, ext4: time ÷ restore's",
+            1.43,
+            "",
+        ),
+        (
+            Self::ExtractNtfs,
+            "all files of a version, NTFS: time ÷ restore's",
+            1.43,
+            "",
+        ),
+        (
+            Self::ListExt4,
+            "all names, and with sizes and times, ext4: time ÷ mount and find's",
+            1.0,
+            "",
+        ),
+        (
+            Self::ListNtfs,
+            "all names, and with sizes and times, NTFS: time ÷ ntfs-3g and find's",
+            1.0,
             "",
         ),
         (

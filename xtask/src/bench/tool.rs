@@ -89,7 +89,7 @@ impl ToolKind {
                     Self::Hikae | Self::Restic | Self::Borg | Self::Cp | Self::QemuImg
                 )
             }
-            Section::Convert | Section::Scaling | Section::Versions => false,
+            Section::Extract | Section::Convert | Section::Scaling | Section::Versions => false,
         }
     }
 
@@ -286,6 +286,18 @@ impl Tool {
         }
         super::clear(&dir)?;
         Ok(measured)
+    }
+
+    /// Brings all files of the newest version in Hikae's repository into the folder `out`.
+    pub(crate) fn extract(&self, out: &Path) -> Result<Measured> {
+        let mut command = self.command();
+        command
+            .args(["disk", "extract", "--repo"])
+            .arg(self.repository())
+            .args(["disk", "/", "--to"])
+            .arg(out)
+            .arg("--json");
+        measure::measure(&mut command, Some(&self.home))
     }
 
     /// Brings the newest version of Hikae's repository back as an image of `format`.

@@ -139,6 +139,26 @@ const MADE: &[(&str, &str, &str)] = &[
         "qemu-img convert -q -O vmdk -o subformat=streamOptimized tree/long image",
     ),
     (
+        "wsman",
+        "wql",
+        r#"printf 'SELECT a, b.c FROM X WHERE NOT (JobState >= 7 OR Owner LIKE "a%%[b-c]_") AND InstanceID IS NOT NULL' > image"#,
+    ),
+    (
+        "wsman",
+        "relations",
+        r#"printf "ASSOCIATORS OF {Msvm_ConcreteJob.InstanceID='9D4B'} WHERE AssocClass = X ResultRole = y" > image"#,
+    ),
+    (
+        "wsman",
+        "cim-xml",
+        r#"printf '<INSTANCE CLASSNAME="Msvm_ConcreteJob"><PROPERTY NAME="JobState" TYPE="uint16"><VALUE>7</VALUE></PROPERTY><PROPERTY.ARRAY NAME="Owner" TYPE="string"><VALUE.ARRAY><VALUE>a</VALUE></VALUE.ARRAY></PROPERTY.ARRAY></INSTANCE>' > image"#,
+    ),
+    (
+        "wsman",
+        "path",
+        r#"printf '\\\\H\\root\\v2:X.A="b\\\\c",D=5' > image"#,
+    ),
+    (
         "vmconfig",
         "xml",
         "printf '<?xml version=\"1.0\"?><configuration><properties><name type=\"string\">vm</name><version type=\"integer\">2304</version></properties></configuration>' > image",
@@ -196,8 +216,8 @@ fn make(target: &str, script: &str, seed: &Path) -> Result<bool> {
     if !status.success() {
         return Ok(false);
     }
-    if target == "nbd" {
-        // Its input is a conversation, not files.
+    if matches!(target, "nbd" | "wsman") {
+        // Its input is what a client says, not files.
         std::fs::copy(folder.path().join("image"), seed)?;
         return Ok(true);
     }

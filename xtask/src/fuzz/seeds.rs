@@ -55,10 +55,26 @@ pub(super) fn write(workspace: &Path, folder: &Path, targets: &[String]) -> Resu
         for (group, part, _) in GIVEN.iter().filter(|it| it.2.contains(&target.as_str())) {
             count += given(&corpora.join(group), part, &own)?;
         }
+        if target == "wsman" {
+            count += messages(&workspace.join("crates/wsman/tests/golden"), &own)?;
+        }
         count += made::write(target, &own)?;
         println!("{target}: {count} seeds");
     }
     Ok(())
+}
+
+/// Messages as they stand: the input of a parser of text is the text.
+fn messages(folder: &Path, own: &Path) -> Result<usize> {
+    let mut count = 0;
+    for entry in std::fs::read_dir(folder).with_context(|| folder.display().to_string())? {
+        let path = entry?.path();
+        if let Some(name) = path.file_name().filter(|_| path.extension().is_some_and(|it| it == "xml")) {
+            std::fs::copy(&path, own.join(name)).with_context(|| path.display().to_string())?;
+            count += 1;
+        }
+    }
+    Ok(count)
 }
 
 fn given(group: &Path, part: &str, own: &Path) -> Result<usize> {
