@@ -31,6 +31,8 @@ pub mod boundary;
 pub mod checkpoint;
 pub mod clock;
 pub mod cluster;
+#[cfg(feature = "conformance")]
+pub mod conformance;
 pub mod consistency;
 pub mod coverage;
 pub mod custody;

@@ -1,5 +1,17 @@
-//! Tests of the hypervisor boundary.
+//! Tests of the hypervisor boundary: words, pure rules, custody, and the driver against a host that lives in the test.
 
+mod access;
+mod changes;
+mod conformance;
+mod coverage;
 mod custody;
+mod definition;
 mod eligibility;
+mod facts;
+mod fake;
+mod fake_definition;
+mod inventory;
+mod journal;
+mod operations;
+mod recovery;
 mod words;
