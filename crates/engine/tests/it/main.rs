@@ -10,6 +10,7 @@ mod files;
 mod healing;
 mod interrupted;
 mod left_out;
+mod looking;
 mod quickstart;
 mod restore;
 mod support;

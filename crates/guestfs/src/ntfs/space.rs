@@ -11,6 +11,8 @@ use crate::{Error, ErrorKind, Result};
 
 const BITMAP_RECORD: u64 = 6;
 const WINDOW_BYTES: u64 = 256 << 10;
+/// Runs of used clusters that are kept: 1 MiB.
+const RUNS_KEPT: usize = 1 << 16;
 /// Of the files that a replay changed.
 const MAX_REPLAY_RUNS: usize = 1 << 20;
 
@@ -189,59 +191,106 @@ pub(super) fn used_ranges(
     let Some(table) = tables.first() else {
         return Ok(());
     };
-    let cluster_bytes = table.geometry.cluster_bytes;
-    let tail = multiply(table.geometry.total_clusters, cluster_bytes)?;
-    let end = table.device.size_bytes();
-    let mut is_stopped = false;
-    let mut last: Option<VolumeRange> = None;
-    used_clusters(tables, others, &mut |first, count| {
-        if let Some(range) = last.take()
-            && visit(range).is_break()
-        {
-            is_stopped = true;
-            return ControlFlow::Break(());
-        }
-        last = Some(VolumeRange {
-            offset: first.saturating_mul(cluster_bytes),
-            length_bytes: count.saturating_mul(cluster_bytes),
-        });
-        ControlFlow::Continue(())
-    })?;
-    if is_stopped {
-        return Ok(());
-    }
-    let behind = VolumeRange {
-        offset: tail,
-        length_bytes: end.saturating_sub(tail),
-    };
-    let ranges = match last {
-        Some(range) if range.offset.saturating_add(range.length_bytes) == tail => {
-            vec![VolumeRange {
-                offset: range.offset,
-                length_bytes: end.saturating_sub(range.offset),
-            }]
-        }
-        Some(range) => vec![range, behind],
-        None => vec![behind],
-    };
-    for range in ranges.into_iter().filter(|range| range.length_bytes > 0) {
-        if visit(range).is_break() {
-            break;
-        }
-    }
+    let mut ranges = Ranges::new(table, visit)?;
+    used_clusters(tables, others, &mut |first, count| ranges.add(first, count))?;
+    ranges.finish();
     Ok(())
 }
 
-/// Bytes of free clusters.
-pub(super) fn free_bytes(table: &FileTable) -> Result<u64> {
+/// The same of runs that [`count`] found.
+pub(super) fn known_ranges(
+    table: &FileTable,
+    runs: &[(u64, u64)],
+    visit: &mut dyn FnMut(VolumeRange) -> ControlFlow<()>,
+) -> Result<()> {
+    let mut ranges = Ranges::new(table, visit)?;
+    let _ = runs
+        .iter()
+        .try_for_each(|(first, count)| ranges.add(*first, *count));
+    ranges.finish();
+    Ok(())
+}
+
+/// Runs of clusters on their way to a visitor: the last one waits for what lies behind all clusters.
+struct Ranges<'v> {
+    cluster_bytes: u64,
+    tail: u64,
+    end: u64,
+    last: Option<VolumeRange>,
+    is_stopped: bool,
+    visit: &'v mut dyn FnMut(VolumeRange) -> ControlFlow<()>,
+}
+
+impl<'v> Ranges<'v> {
+    fn new(
+        table: &FileTable,
+        visit: &'v mut dyn FnMut(VolumeRange) -> ControlFlow<()>,
+    ) -> Result<Self> {
+        let cluster_bytes = table.geometry.cluster_bytes;
+        Ok(Self {
+            cluster_bytes,
+            tail: multiply(table.geometry.total_clusters, cluster_bytes)?,
+            end: table.device.size_bytes(),
+            last: None,
+            is_stopped: false,
+            visit,
+        })
+    }
+
+    fn add(&mut self, first: u64, count: u64) -> ControlFlow<()> {
+        if let Some(range) = self.last.take()
+            && (self.visit)(range).is_break()
+        {
+            self.is_stopped = true;
+            return ControlFlow::Break(());
+        }
+        self.last = Some(VolumeRange {
+            offset: first.saturating_mul(self.cluster_bytes),
+            length_bytes: count.saturating_mul(self.cluster_bytes),
+        });
+        ControlFlow::Continue(())
+    }
+
+    fn finish(self) {
+        if self.is_stopped {
+            return;
+        }
+        let behind = VolumeRange {
+            offset: self.tail,
+            length_bytes: self.end.saturating_sub(self.tail),
+        };
+        let ranges = match self.last {
+            Some(range) if range.offset.saturating_add(range.length_bytes) == self.tail => {
+                vec![VolumeRange {
+                    offset: range.offset,
+                    length_bytes: self.end.saturating_sub(range.offset),
+                }]
+            }
+            Some(range) => vec![range, behind],
+            None => vec![behind],
+        };
+        for range in ranges.into_iter().filter(|range| range.length_bytes > 0) {
+            if (self.visit)(range).is_break() {
+                break;
+            }
+        }
+    }
+}
+
+/// Bytes of free clusters, and the runs of used ones when they are few: the bitmap of a large volume is read once.
+pub(super) fn count(table: &FileTable) -> Result<(u64, Option<Vec<(u64, u64)>>)> {
     let mut used = 0_u64;
-    used_clusters(&[table], &[], &mut |_, count| {
+    let mut runs = Some(Vec::new());
+    used_clusters(&[table], &[], &mut |first, count| {
         used = used.saturating_add(count);
+        if let Some(kept) = &mut runs {
+            kept.push((first, count));
+        }
+        if runs.as_ref().is_some_and(|kept| kept.len() > RUNS_KEPT) {
+            runs = None;
+        }
         ControlFlow::Continue(())
     })?;
-    Ok(table
-        .geometry
-        .total_clusters
-        .saturating_sub(used)
-        .saturating_mul(table.geometry.cluster_bytes))
+    let free = table.geometry.total_clusters.saturating_sub(used);
+    Ok((free.saturating_mul(table.geometry.cluster_bytes), runs))
 }
