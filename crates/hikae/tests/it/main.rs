@@ -11,6 +11,7 @@
 //! | [`bucket`] | the same repository over S3 |
 //! | [`stop`] | what is told to stop by Ctrl-C or SIGTERM leaves no lease and is simply run again |
 //! | [`extract`] | folders, tar and zip hold what was put in, as other programs see it, also after a kill |
+//! | [`hostile`] | images that lie cost little memory and time, and end with a code that means something |
 //! | [`inside`] | files of an image and of every version come out as they were put in |
 //! | [`unneeded`] | what `--skip-unneeded` leaves out harms no file system and no file |
 //! | [`serve`] | other programs read versions and images, over NBD and as files |
@@ -26,6 +27,7 @@ mod crash;
 mod disk;
 mod extract;
 mod fence;
+mod hostile;
 mod inside;
 mod kill;
 mod names;
