@@ -335,3 +335,20 @@ fn a_wrong_password_is_unauthorized_to_pyspnego_too() {
     let error = post(&client(&runtime, listener.port, Line::Plain, wrong), "<q/>");
     assert_eq!(error.map_err(|it| it.kind()), Err(ErrorKind::Unauthorized));
 }
+
+#[test]
+fn ntlm_as_second_choice_needs_a_signed_list_of_choices() {
+    let Some(python) = python("spnego") else { return };
+    let server = start(server_options());
+    let port = server.address().port().to_string();
+    for (mode, start) in [("signed", "200 <s:Envelope"), ("unsigned", "401")] {
+        let output = Command::new(&python)
+            .arg("-B")
+            .arg(script("spnego_fallback.py"))
+            .args([&port, "HV01\\Administrator", PASSWORD, mode])
+            .output()
+            .expect("run a client");
+        let printed = lines(&output).join("\n");
+        assert!(printed.starts_with(start), "{mode}: {printed}");
+    }
+}
