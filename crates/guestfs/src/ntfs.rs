@@ -103,7 +103,7 @@ pub struct NtfsFileSystem {
     journal: JournalState,
     facts: OnceLock<FileSystemFacts>,
     /// The runs of the bitmap that the facts counted, when they are few.
-    used: OnceLock<Vec<(u64, u64)>>,
+    used: OnceLock<space::UsedRuns>,
 }
 
 /// How what is read came through the journal.
@@ -113,7 +113,7 @@ enum JournalState {
         /// The volume as it stands, for what lies there before Windows replays the journal itself.
         before: Box<FileTable>,
         records: Vec<u64>,
-        places: Vec<(u64, u64)>,
+        places: space::UsedRuns,
     },
     Pending(String),
 }

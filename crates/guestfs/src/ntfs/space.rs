@@ -277,8 +277,11 @@ impl<'v> Ranges<'v> {
     }
 }
 
+/// Runs of used clusters: the first of each and how many.
+pub(super) type UsedRuns = Vec<(u64, u64)>;
+
 /// Bytes of free clusters, and the runs of used ones when they are few: the bitmap of a large volume is read once.
-pub(super) fn count(table: &FileTable) -> Result<(u64, Option<Vec<(u64, u64)>>)> {
+pub(super) fn count(table: &FileTable) -> Result<(u64, Option<UsedRuns>)> {
     let mut used = 0_u64;
     let mut runs = Some(Vec::new());
     used_clusters(&[table], &[], &mut |first, count| {
