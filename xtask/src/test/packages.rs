@@ -65,6 +65,7 @@ const PACKAGES: &[Package] = &[
     package("python3-libvhdi", &["python3", "-c", "import pyvhdi"]),
     package("python3-venv", &["python3", "-c", "import ensurepip, venv"]),
     package("qemu-utils", &["qemu-img", "--version"]),
+    package("samba", &["sh", "-c", "command -v /usr/sbin/smbd"]),
     package("unzip", &["unzip", "-v"]),
     package("xfsprogs", &["/usr/sbin/mkfs.xfs", "-V"]),
     package("xz-utils", &["xz", "--version"]),
