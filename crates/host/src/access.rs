@@ -11,6 +11,9 @@
 //!
 //! **Invariants.** Nothing is opened for writing here, and nothing outside of what the access was given.
 
+#[cfg(feature = "smb")]
+pub mod smb;
+
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;

@@ -265,6 +265,8 @@ pub struct VmFacts {
     pub guest: GuestFacts,
     /// Its role in a failover cluster.
     pub role: Option<RoleFacts>,
+    /// Whether its cluster was heard: without that, having no role means nothing.
+    pub is_role_known: bool,
     /// Its part in Hyper-V Replica.
     pub replication: ReplicationRole,
     /// Virtual TPM and shielding.

@@ -15,6 +15,7 @@
 //! - [`boundary`]: the traits, each method as must / may rely on / never.
 //! - [`facts`], [`ids`], [`consistency`], [`checkpoint`], [`definition`], [`cluster`]: their words.
 //! - [`eligibility`], [`coverage`]: pure functions over facts.
+//! - [`limits`]: how much is done at once.
 //! - [`custody`]: the journal, the marks and the custodian.
 //! - [`access`]: how a path on a host becomes bytes.
 //! - [`hyperv`]: the driver for Windows Server hosts and failover clusters.
@@ -42,6 +43,7 @@ mod error;
 pub mod facts;
 pub mod hyperv;
 pub mod ids;
+pub mod limits;
 pub mod path;
 
 pub use clock::{CancelToken, Clock, SystemClock, Timestamp};

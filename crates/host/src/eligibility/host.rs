@@ -95,6 +95,9 @@ fn cluster(evidence: &Evidence<'_>) -> RuleReport {
         rule: "the cluster group of a clustered machine is online",
         gates: Gates::ONLINE,
     };
+    if !evidence.machine.is_role_known {
+        return rule.unknown("the cluster was not heard");
+    }
     let Some(role) = &evidence.machine.role else {
         return rule.yes("not clustered");
     };

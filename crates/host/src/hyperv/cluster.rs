@@ -15,7 +15,7 @@ use wsman::cim::{CimInstance, CimValue};
 use super::HyperV;
 use super::decode::text;
 use super::jobs::is_passing;
-use super::node::{Node, Realm};
+use super::node::{Node, Realm, quoted};
 use crate::boundary::ClusterMembership;
 use crate::clock::CancelToken;
 use crate::cluster::{
@@ -115,16 +115,57 @@ impl ClusterView {
             unnamed: HashMap::new(),
         };
         for row in machines_of(node)? {
-            let Some(role) = role(&row, &groups, name) else {
-                continue;
-            };
-            if let Some(vm) = machine_of(&row) {
-                view.roles.insert(vm, role);
-            } else if let Some(machine) = machine_name(&row) {
-                view.unnamed.entry(machine).or_default().push(role);
-            }
+            view.add(&row, &groups);
         }
         Ok(view)
+    }
+
+    /// The role of one machine alone, in three questions however many there are.
+    pub(super) fn fetch_one(node: &Node, name: &str, vm: VmId, machine: &str) -> Result<Self> {
+        let nodes = nodes_of(node)?;
+        let mut view = Self {
+            name: name.to_owned(),
+            nodes,
+            volumes: Vec::new(),
+            roles: HashMap::new(),
+            unnamed: HashMap::new(),
+        };
+        // By the id where the host lets its private properties be asked for, else by the name that the cluster gave.
+        let by_id = format!(
+            "Type = '{VM_TYPE}' AND PrivateProperties.VmID = '{}'",
+            vm.to_string().to_lowercase()
+        );
+        let mut found = node
+            .rows(Realm::Clustering, RESOURCE, Some(&by_id))
+            .unwrap_or_default();
+        if found.is_empty() && !machine.is_empty() {
+            let by_name = format!("Name = {}", quoted(&format!("{VM_TYPE} {machine}")));
+            found = node.rows(Realm::Clustering, RESOURCE, Some(&by_name))?;
+        }
+        for row in &found {
+            let Some(group) = text(row, "OwnerGroup") else {
+                continue;
+            };
+            let condition = format!("Name = {}", quoted(&group));
+            let groups = node.rows(Realm::Clustering, GROUP, Some(&condition))?;
+            let groups: HashMap<String, &CimInstance> = groups
+                .iter()
+                .filter_map(|row| Some((row.text_ref("Name")?.to_lowercase(), row)))
+                .collect();
+            view.add(row, &groups);
+        }
+        Ok(view)
+    }
+
+    fn add(&mut self, row: &CimInstance, groups: &HashMap<String, &CimInstance>) {
+        let Some(role) = role(row, groups, &self.name) else {
+            return;
+        };
+        if let Some(vm) = machine_of(row) {
+            self.roles.insert(vm, role);
+        } else if let Some(machine) = machine_name(row) {
+            self.unnamed.entry(machine).or_default().push(role);
+        }
     }
 
     /// Nodes that can be asked.

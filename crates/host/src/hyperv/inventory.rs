@@ -80,6 +80,18 @@ impl Inventory for HyperV {
     }
 }
 
+/// Display name of a machine, by the rows of its settings.
+fn name_in(rows: &fetch::Rows, vm: VmId) -> String {
+    let id = format!("Microsoft:{vm}");
+    let settings = rows.settings.iter().find(|row| {
+        row.text_ref("InstanceID")
+            .is_some_and(|it| it.eq_ignore_ascii_case(&id))
+    });
+    settings
+        .and_then(|row| super::decode::text(row, "ElementName"))
+        .unwrap_or_default()
+}
+
 /// Disks of one machine on a node, planned machines included.
 pub(super) fn disks_on(node: &Node, vm: VmId) -> Result<Vec<crate::facts::DiskFacts>> {
     let rows = fetch::fetch_disks(node, vm)?;
@@ -103,7 +115,12 @@ impl HyperV {
         for error in &rows.problems {
             report.problems.push(problem(name, error));
         }
-        let cluster_name = cluster::name_on(&node)?;
+        let mut is_silent = false;
+        let cluster_name = cluster::name_on(&node).unwrap_or_else(|error| {
+            report.problems.push(problem(name, &error));
+            is_silent = true;
+            None
+        });
         let mut peers = Vec::new();
         if let Some(cluster_name) = &cluster_name
             && !clusters.contains_key(cluster_name)
@@ -127,7 +144,12 @@ impl HyperV {
             build,
             cluster: cluster_name.clone(),
         };
-        let machines = assemble::machines(&host, &rows, view, &mut |text| {
+        let sight = match (view, &cluster_name) {
+            (Some(view), _) => assemble::Sight::View(view),
+            (None, None) if !is_silent => assemble::Sight::None,
+            (None, _) => assemble::Sight::Silent,
+        };
+        let machines = assemble::machines(&host, &rows, sight, &mut |text| {
             report.problems.push(NodeProblem {
                 node: name.clone(),
                 kind: ErrorKind::Protocol,
@@ -141,20 +163,29 @@ impl HyperV {
     /// One machine on a node that has it.
     pub(super) fn machine_on(&self, node: &Node, vm: VmId) -> Result<VmFacts> {
         let rows = fetch::fetch(node, Scope::One(vm))?;
-        let cluster_name = cluster::name_on(node)?;
+        // A cluster that is silent keeps nobody from a machine that is not.
+        let cluster_name = cluster::name_on(node);
         let view = match &cluster_name {
-            Some(name) => ClusterView::fetch(node, name).ok(),
-            None => None,
+            Ok(Some(name)) => ClusterView::fetch_one(node, name, vm, &name_in(&rows, vm)).map(Some),
+            Ok(None) => Ok(None),
+            Err(_) => Err(Error::new(ErrorKind::Unreachable, "the cluster is silent")),
         };
-        let build = fetch::build_of(node)
-            .or_else(|| view.as_ref().and_then(|view| view.build_of(node.name())));
+        let sight = match &view {
+            Ok(Some(view)) => assemble::Sight::View(view),
+            Ok(None) => assemble::Sight::None,
+            Err(_) => assemble::Sight::Silent,
+        };
+        let build =
+            fetch::build_of(node).or_else(|| view.as_ref().ok()?.as_ref()?.build_of(node.name()));
         let host = HostFacts {
             node: node.name().clone(),
             generation: build.and_then(crate::facts::HostGeneration::of_build),
             build,
-            cluster: cluster_name,
+            cluster: cluster_name.ok().flatten(),
         };
-        let machines = assemble::machines(&host, &rows, view.as_ref(), &mut |_| {});
+        let machines = assemble::machines(&host, &rows, sight, &mut |_| {});
+        // What was asked last may have been asked of a node that the machine had left.
+        super::routing::must_be_on(node, vm)?;
         machines
             .into_iter()
             .find(|machine| machine.id == vm)

@@ -38,7 +38,7 @@ use crate::clock::CancelToken;
 use crate::consistency::{Consistency, MissedConsistency};
 use crate::custody::{Closing, Custody, EntryId, HeldKind, MachineMark, Mark};
 use crate::error::chain_text;
-use crate::facts::{CheckpointFacts, CheckpointKind, VmFacts};
+use crate::facts::{Activity, CheckpointFacts, CheckpointKind, VmFacts};
 use crate::ids::{CheckpointId, CheckpointRef, TrackingPointRef, TrackingToken, VmId};
 use crate::{Error, ErrorKind, Result};
 
@@ -209,20 +209,34 @@ impl HyperV {
         let what = format!("waiting for machine {vm} to be idle");
         let mut last = String::new();
         let ready = self.poll(self.options.busy_timeout, &what, cancel, || {
-            let (machine, _) = self.on_owner(vm, cancel, |node| self.machine_on(node, vm))?;
-            if machine.activities.is_empty() {
-                return Ok(Some(machine));
+            let (activities, _) = self.on_owner(vm, cancel, |node| self.activities_on(node, vm))?;
+            if activities.is_empty() {
+                return Ok(Some(()));
             }
-            let doing: Vec<String> = machine.activities.iter().map(ToString::to_string).collect();
+            let doing: Vec<String> = activities.iter().map(ToString::to_string).collect();
             last = doing.join(", ");
             Ok(None)
         })?;
-        ready.ok_or_else(|| {
-            Error::new(
+        if ready.is_none() {
+            return Err(Error::new(
                 ErrorKind::Busy,
                 format!("machine {vm} is still busy: {last}"),
+            ));
+        }
+        let (machine, _) = self.on_owner(vm, cancel, |node| self.machine_on(node, vm))?;
+        Ok(machine)
+    }
+
+    /// What is being done to a machine right now, in one question.
+    pub(super) fn activities_on(&self, node: &Node, vm: VmId) -> Result<Vec<Activity>> {
+        let row = node.find(&node.machine(vm))?.ok_or_else(|| {
+            Error::new(
+                ErrorKind::NotFound,
+                format!("machine {vm} is not on {}", node.name()),
             )
-        })
+        })?;
+        let status = row.u64s("OperationalStatus").unwrap_or_default();
+        Ok(super::decode::activities(&status))
     }
 
     fn attempt(

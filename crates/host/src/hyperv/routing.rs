@@ -173,3 +173,28 @@ pub(super) fn is_realized_on(node: &Node, vm: VmId) -> Result<bool> {
     }
     Ok(node.find(&node.machine(vm))?.is_some())
 }
+
+/// Something of a machine's on a node. `None` means that it is gone: a machine that is gone with it is an error instead, so that
+/// nobody takes a migration for a removal.
+pub(super) fn find_with_machine(
+    node: &Node,
+    vm: VmId,
+    path: &wsman::cim::CimPath,
+) -> Result<Option<wsman::cim::CimInstance>> {
+    let found = node.find(path)?;
+    if found.is_none() {
+        must_be_on(node, vm)?;
+    }
+    Ok(found)
+}
+
+/// Not found, when a machine is not on a node (any more).
+pub(super) fn must_be_on(node: &Node, vm: VmId) -> Result<()> {
+    if is_realized_on(node, vm)? {
+        return Ok(());
+    }
+    Err(Error::new(
+        ErrorKind::NotFound,
+        format!("machine {vm} is not on {}", node.name()),
+    ))
+}

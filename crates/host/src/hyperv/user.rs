@@ -8,6 +8,7 @@ use super::names::{
 };
 use super::node::Node;
 use super::recovery::FULL;
+use super::routing::find_with_machine;
 use crate::boundary::{Power, UserCheckpoints};
 use crate::checkpoint::{
     DeleteScope, Presence, Released, UserCheckpoint, UserCheckpointKind, UserCheckpointRequest,
@@ -127,7 +128,7 @@ impl UserCheckpoints for HyperV {
         let mut warnings: Vec<Warning> = Vec::new();
         let (was, _) = self.on_owner(reference.vm, cancel, |node| {
             let path = node.checkpoint(&reference.checkpoint);
-            if node.find(&path)?.is_none() {
+            if find_with_machine(node, reference.vm, &path)?.is_none() {
                 return Ok(Presence::Absent);
             }
             self.must_be_users(node, reference)?;
@@ -139,7 +140,7 @@ impl UserCheckpoints for HyperV {
             let inputs = [(parameter, CimValue::from(path.clone()))];
             let service = node.service(SNAPSHOT_SERVICE);
             self.run(node, &service, method, &inputs, cancel)?;
-            if node.find(&path)?.is_some() {
+            if find_with_machine(node, reference.vm, &path)?.is_some() {
                 return Err(Error::new(
                     ErrorKind::Failed,
                     format!("checkpoint {} is still there", reference.checkpoint),

@@ -25,7 +25,7 @@ fn node() -> NodeName {
 }
 
 /// A disk of 4 MiB and a child of it in a folder beside: the parent's first block is ones, the child's second is twos.
-fn chain(folder: &Path) {
+pub fn chain(folder: &Path) {
     std::fs::create_dir_all(folder.join("Disks")).expect("a folder");
     std::fs::create_dir_all(folder.join("Leaves")).expect("a folder");
     let base = folder.join("Disks/Base.VHDX");
@@ -52,7 +52,7 @@ fn chain(folder: &Path) {
     editor.flush().expect("durable");
 }
 
-fn check(disk: &ChainDisk) {
+pub fn check(disk: &ChainDisk) {
     let mut first = [0; 4096];
     let mut second = [0; 4096];
     let mut reads = [

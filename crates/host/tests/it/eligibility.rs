@@ -399,9 +399,10 @@ fn what_nobody_looked_at_is_unknown_and_never_met() {
     silent.guest.family = None;
     silent.host_generation = None;
     silent.integration.backup = None;
+    silent.is_role_known = false;
     let report = judge(&Evidence::of(&silent));
     assert_eq!(report.rule_set, RuleSet::Unknown);
-    for code in ["HK-E-OS", "HK-E-HOST", "HK-E-SERVICE"] {
+    for code in ["HK-E-OS", "HK-E-HOST", "HK-E-SERVICE", "HK-E-CLUSTER"] {
         assert_eq!(report.verdict(code), Some(Verdict::Unknown), "{code}");
     }
     assert_eq!(report.modes.tracking, Verdict::Unknown);

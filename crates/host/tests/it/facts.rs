@@ -73,6 +73,7 @@ pub fn machine() -> VmFacts {
             items: BTreeMap::new(),
         },
         role: None,
+        is_role_known: true,
         replication: ReplicationRole::None,
         security: SecurityFacts {
             has_tpm: Some(false),

@@ -43,11 +43,22 @@ struct Index<'a> {
     assigned: Option<HashMap<VmId, &'a CimInstance>>,
 }
 
+/// What is known of the node's cluster.
+#[derive(Clone, Copy)]
+pub(super) enum Sight<'a> {
+    /// It is in none.
+    None,
+    /// It was asked, and did not answer.
+    Silent,
+    /// As it tells itself.
+    View(&'a ClusterView),
+}
+
 /// The machines of a node. `odd` is told what could not be understood; nothing of it hides another machine.
 pub(super) fn machines(
     host: &HostFacts,
     rows: &Rows,
-    cluster: Option<&ClusterView>,
+    cluster: Sight<'_>,
     odd: &mut dyn FnMut(String),
 ) -> Vec<VmFacts> {
     let namespace = virtualization();
@@ -70,7 +81,11 @@ pub(super) fn machines(
         };
         let mut machine = machine(host, &index, id, row, settings, &namespace);
         machine.disks = disks.take(id);
-        machine.role = cluster.and_then(|view| view.role_of(id, &machine.name, &host.node));
+        match cluster {
+            Sight::View(view) => machine.role = view.role_of(id, &machine.name, &host.node),
+            Sight::None => {}
+            Sight::Silent => machine.is_role_known = false,
+        }
         machines.push(machine);
     }
     machines
@@ -210,6 +225,7 @@ fn machine(
             .map(|it| guest::facts(it))
             .unwrap_or_default(),
         role: None,
+        is_role_known: true,
         replication: replication(row.opt_u64("ReplicationMode").ok().flatten()),
         security: security(index, id),
         sizing: sizing(index, id),

@@ -71,7 +71,7 @@ pub(super) fn fetch(node: &Node, scope: Scope) -> Result<Rows> {
     let mut more = |class: &str, key: Key| match ask(node, class, key, scope) {
         Ok(found) => Some(found),
         // A class that this generation does not have.
-        Err(error) if error.kind() == ErrorKind::NotFound => None,
+        Err(error) if is_no_class(&error) => None,
         Err(error) => {
             problems.push(error);
             None
@@ -95,6 +95,14 @@ pub(super) fn fetch(node: &Node, scope: Scope) -> Result<Rows> {
     rows.assigned_devices = more("Msvm_PciExpressSettingData", Key::Prefix);
     rows.problems = problems;
     Ok(rows)
+}
+
+/// Codes by which a host says that it has no such class: refused as a filter, or by WMI itself.
+const NO_CLASS: [u32; 2] = [2_150_858_778, 0x8004_1010];
+
+fn is_no_class(error: &Error) -> bool {
+    error.kind() == ErrorKind::NotFound
+        || error.code().is_some_and(|code| NO_CLASS.contains(&code.0))
 }
 
 /// What disks are put together from, of one machine.

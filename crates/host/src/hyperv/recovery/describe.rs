@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use block::ReadAt;
 use wsman::cim::{CimInstance, CimValue, embedded};
 
 use super::super::HyperV;
@@ -9,6 +10,7 @@ use super::super::decode::{id_key, owner_of_id, text, time};
 use super::super::inventory::{slot_of_tail, tail_of};
 use super::super::names::{IMAGE_SERVICE, STORAGE, subtype};
 use super::super::node::{Node, Realm};
+use crate::access::ChainDisk;
 use crate::checkpoint::{
     Checkpoint, ConfigurationFile, ConfigurationFileKind, FrozenDisk, SkippedDisk, StillFacts,
     Warning, WarningCode,
@@ -19,6 +21,9 @@ use crate::facts::{ControllerKind, DiskBacking, DiskSlot, ImageKind, VmFacts};
 use crate::ids::{CheckpointRef, DeviceId, DiskIdentity, VmId};
 use crate::path::HostPath;
 use crate::{Error, ErrorKind, Result};
+
+/// How often the settings of an image are asked for.
+const ANSWERS: usize = 3;
 
 impl HyperV {
     /// The checkpoint as it is now.
@@ -94,24 +99,34 @@ impl HyperV {
         })
     }
 
-    /// Identity and size of a frozen image, as the host tells them. That it does not is no failure: the image itself tells.
+    /// Identity and size of a frozen image, as the host tells them, else as the image does. That neither does is no failure: then
+    /// its changes cannot be tracked.
     fn identify(&self, node: &Node, disk: &mut FrozenDisk, cancel: &CancelToken) {
         let inputs = [("Path", CimValue::Text(disk.path.to_string()))];
         let service = node.service(IMAGE_SERVICE);
-        let ended = self.run(
-            node,
-            &service,
-            "GetVirtualHardDiskSettingData",
-            &inputs,
-            cancel,
-        );
-        let Ok(ended) = ended else { return };
-        let Some(settings) = embedded_output(&ended.output, "SettingData") else {
-            return;
-        };
-        disk.identity =
-            text(&settings, "VirtualDiskId").and_then(|it| it.parse::<DiskIdentity>().ok());
-        disk.size_bytes = settings.opt_u64("MaxInternalSize").ok().flatten();
+        for _ in 0..ANSWERS {
+            let ended = self.run(
+                node,
+                &service,
+                "GetVirtualHardDiskSettingData",
+                &inputs,
+                cancel,
+            );
+            let Ok(ended) = ended else { break };
+            // An answer that came as a job is empty: it is asked for again.
+            let Some(settings) = embedded_output(&ended.output, "SettingData") else {
+                continue;
+            };
+            disk.identity =
+                text(&settings, "VirtualDiskId").and_then(|it| it.parse::<DiskIdentity>().ok());
+            disk.size_bytes = settings.opt_u64("MaxInternalSize").ok().flatten();
+            break;
+        }
+        if disk.size_bytes.is_none()
+            && let Ok(image) = ChainDisk::open(node.files(), node.name(), &disk.path)
+        {
+            disk.size_bytes = Some(image.size_bytes());
+        }
     }
 
     /// Files of a checkpoint's configuration that are there.

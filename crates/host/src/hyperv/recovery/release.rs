@@ -4,18 +4,20 @@ use wsman::cim::{CimInstance, CimValue};
 
 use super::super::HyperV;
 use super::super::decode::text;
+use super::super::inventory::disks_on;
 use super::super::jobs::is_passing;
 use super::super::names::{
     IMAGE_SERVICE, MERGE_SETTING, REFERENCE_SERVICE, SNAPSHOT_SERVICE, SYSTEM_SERVICE, embed,
     merge_settings,
 };
 use super::super::node::{Node, Realm};
+use super::super::routing::{find_with_machine, must_be_on};
 use super::describe::embedded_output;
 use crate::checkpoint::{MergeState, Presence, Released, Warning, WarningCode};
 use crate::clock::CancelToken;
 use crate::custody::{Closing, Custody, HeldKind, MachineMark, Mark};
 use crate::error::chain_text;
-use crate::facts::{Activity, VmFacts};
+use crate::facts::{Activity, DiskFacts};
 use crate::ids::{CheckpointRef, TrackingPointRef, VmId};
 use crate::{Error, ErrorKind, Result};
 
@@ -33,7 +35,7 @@ impl HyperV {
         let vm = reference.vm;
         let mut warnings = Vec::new();
         let (row, _) = self.on_owner(vm, cancel, |node| {
-            node.find(&node.checkpoint(&reference.checkpoint))
+            find_with_machine(node, vm, &node.checkpoint(&reference.checkpoint))
         })?;
         let was = match row {
             None => Presence::Absent,
@@ -104,13 +106,13 @@ impl HyperV {
             let step = self.on_owner(reference.vm, cancel, |node| {
                 self.resume_merging(node, reference.vm, warnings, cancel);
                 let path = node.checkpoint(&reference.checkpoint);
-                if node.find(&path)?.is_none() {
+                if find_with_machine(node, reference.vm, &path)?.is_none() {
                     return Ok(());
                 }
                 let inputs = [("AffectedSnapshot", CimValue::from(path.clone()))];
                 let service = node.service(SNAPSHOT_SERVICE);
                 self.run(node, &service, "DestroySnapshot", &inputs, cancel)?;
-                match node.find(&path)? {
+                match find_with_machine(node, reference.vm, &path)? {
                     None => Ok(()),
                     Some(_) => Err(Error::new(
                         ErrorKind::Busy,
@@ -145,13 +147,19 @@ impl HyperV {
         let was = self.poll(self.options.busy_timeout, &what, cancel, || {
             let step = self.on_owner(point.vm, cancel, |node| {
                 let path = node.reference_point(point);
-                if node.find(&path)?.is_none() {
+                if find_with_machine(node, point.vm, &path)?.is_none() {
                     return Ok(Presence::Absent);
                 }
                 let inputs = [("AffectedReferencePoint", CimValue::from(path))];
                 let service = node.service(REFERENCE_SERVICE);
                 self.run(node, &service, "DestroyReferencePoint", &inputs, cancel)?;
-                Ok(Presence::Removed)
+                match find_with_machine(node, point.vm, &node.reference_point(point))? {
+                    None => Ok(Presence::Removed),
+                    Some(_) => Err(Error::new(
+                        ErrorKind::Busy,
+                        format!("reference point {} is still there", point.point),
+                    )),
+                }
             });
             match step {
                 Ok((was, _)) => Ok(Some(was)),
@@ -247,8 +255,18 @@ impl HyperV {
         vm: VmId,
         cancel: &CancelToken,
     ) -> Result<MergeState> {
-        let (machine, _) = self.on_owner(vm, cancel, |node| self.machine_on(node, vm))?;
-        Ok(merge_state(&machine))
+        let (state, _) = self.on_owner(vm, cancel, |node| {
+            if self.activities_on(node, vm)?.contains(&Activity::Merging) {
+                return Ok(MergeState::Running);
+            }
+            if !self.checkpoints_on(node, vm)?.is_empty() {
+                return Ok(MergeState::Done);
+            }
+            let disks = disks_on(node, vm)?;
+            must_be_on(node, vm)?;
+            Ok(without_checkpoints(&disks))
+        })?;
+        Ok(state)
     }
 
     /// Watches until disks are merged.
@@ -279,10 +297,10 @@ impl HyperV {
     /// Bytes of the difference files that a machine writes into now.
     pub(super) fn difference_bytes(&self, vm: VmId, cancel: &CancelToken) -> Option<u64> {
         let (node, _) = self.find_owner(vm, cancel).ok()?;
-        let machine = self.machine_on(&node, vm).ok()?;
+        let disks = disks_on(&node, vm).ok()?;
         let mut total = 0_u64;
         let mut is_measured = false;
-        for path in machine.disks.iter().filter_map(|disk| disk.path()) {
+        for path in disks.iter().filter_map(DiskFacts::path) {
             if !is_difference(path.extension().as_deref()) {
                 continue;
             }
@@ -308,18 +326,13 @@ fn is_difference(extension: Option<&str>) -> bool {
     matches!(extension, Some("avhdx" | "avhd"))
 }
 
-/// How far merging is, by what a machine shows: with no checkpoint left, no difference file may be in use.
-pub(super) fn merge_state(machine: &VmFacts) -> MergeState {
-    let is_merging = machine.activities.contains(&Activity::Merging);
-    if is_merging {
-        return MergeState::Running;
-    }
-    let is_stacked = machine
-        .disks
+/// How far merging is on a machine that has no checkpoint left and says nothing: then no difference file may be in use.
+fn without_checkpoints(disks: &[DiskFacts]) -> MergeState {
+    let is_stacked = disks
         .iter()
-        .filter_map(|disk| disk.path())
+        .filter_map(DiskFacts::path)
         .any(|path| is_difference(path.extension().as_deref()));
-    if machine.checkpoints.is_empty() && is_stacked {
+    if is_stacked {
         MergeState::Stalled
     } else {
         MergeState::Done

@@ -1,5 +1,7 @@
 //! From a checkpoint that was read to a reference point, and the tokens that belong to the version.
 
+use std::time::Duration;
+
 use wsman::cim::{CimInstance, CimValue};
 
 use super::super::HyperV;
@@ -8,6 +10,7 @@ use super::super::inventory::tail_of;
 use super::super::jobs::Ended;
 use super::super::names::{REFERENCE_POINT, SNAPSHOT_SERVICE};
 use super::super::node::{Node, Realm, quoted};
+use super::super::routing::find_with_machine;
 use super::describe::settings_of;
 use super::{affected, is_definite};
 use crate::checkpoint::{Checkpoint, Settled, Warning, WarningCode};
@@ -18,6 +21,9 @@ use crate::ids::{
     CheckpointRef, DeviceId, TrackingPointId, TrackingPointRef, TrackingScheme, TrackingToken, VmId,
 };
 use crate::{Error, ErrorKind, Result};
+
+/// How long a converted checkpoint may take to go before its entry is left to the custodian.
+const GOING: Duration = Duration::from_secs(60);
 
 impl HyperV {
     /// Converts, where the host can track; releases otherwise.
@@ -120,17 +126,13 @@ impl HyperV {
     /// The checkpoint goes with the conversion: its entry is closed when it is seen to be gone.
     fn close_converted(&self, reference: &CheckpointRef, custody: &Custody) -> Result<()> {
         let calm = CancelToken::new();
-        let gone = self.poll(
-            self.options.busy_timeout,
-            "waiting for a checkpoint to go",
-            &calm,
-            || {
-                let (row, _) = self.on_owner(reference.vm, &calm, |node| {
-                    node.find(&node.checkpoint(&reference.checkpoint))
-                })?;
-                Ok(row.is_none().then_some(()))
-            },
-        );
+        let gone = self.poll(GOING, "waiting for a checkpoint to go", &calm, || {
+            let (row, _) = self.on_owner(reference.vm, &calm, |node| {
+                let path = node.checkpoint(&reference.checkpoint);
+                find_with_machine(node, reference.vm, &path)
+            })?;
+            Ok(row.is_none().then_some(()))
+        });
         match gone {
             Ok(Some(())) => custody.close_made(
                 HeldKind::Checkpoint,
