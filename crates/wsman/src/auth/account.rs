@@ -111,7 +111,7 @@ impl AccountTable {
         self
     }
 
-    /// With an account of a domain, found as `DOMAIN\user`; by NTLM only, since Basic knows local accounts alone.
+    /// With an account of a domain, found as `DOMAIN\user` and `user@domain.…`; by NTLM only, since Basic knows local accounts alone.
     #[must_use]
     pub fn with_domain(mut self, domain: &str, user: &str, password: &Secret) -> Self {
         let login = LoginName::new(Some(domain), user);
@@ -142,14 +142,18 @@ impl AccountTable {
         self.rows.insert(login.folded(), row);
     }
 
+    /// `user@corp.example` is `CORP\user`; a name without a domain is the host's.
     fn row(&self, login: &LoginName) -> Option<&Row> {
         let (domain, user) = login.folded();
-        let domain = if domain.is_empty() {
-            self.host.to_lowercase()
-        } else {
-            domain
+        let key = match user.split_once('@') {
+            Some((user, suffix)) if domain.is_empty() => {
+                let domain = suffix.split('.').next().unwrap_or_default();
+                (domain.to_owned(), user.to_owned())
+            }
+            _ if domain.is_empty() => (self.host.to_lowercase(), user),
+            _ => (domain, user),
         };
-        self.rows.get(&(domain, user))
+        self.rows.get(&key)
     }
 }
 

@@ -13,9 +13,10 @@
 //! - [`NtlmClient`], [`NtlmServer`]: the two halves. [`NtlmSeal`]: what they end with.
 //! - `message`: bytes of the messages. `keys`: what is computed from passwords and challenges.
 //!
-//! **Invariants.** NTLMv2 with extended session security, Unicode and 128-bit keys, or nothing: weaker offers are refused by
-//! both halves. A proof is checked in constant time, and an unknown name takes as long as a wrong password. When the client
-//! says that it signed the messages (MIC), the signature is checked.
+//! **Invariants.** Proofs are NTLMv2 or nothing. Keys come with extended session security and 128 bits or not at all: the asking
+//! half refuses a server without, the answering half lets such a client in without keys, which suffices over HTTPS alone. A proof is
+//! checked in constant time, and an unknown name takes as long as a wrong password. When the client says that it signed the
+//! messages (MIC), the signature is checked.
 //!
 //! **What it does not do.** No NTLMv1, no LM, no anonymous or datagram logins.
 

@@ -82,6 +82,7 @@ fn names_are_found_however_they_are_written() {
         ("hv01\\ADMINISTRATOR", "HV01\\Administrator"),
         (".\\Administrator", "HV01\\Administrator"),
         ("corp\\Backup", "CORP\\backup"),
+        ("Backup@corp.example", "CORP\\backup"),
     ];
     for (written, found) in names {
         let credentials = Credentials::ntlm(written, &Secret::new(PASSWORD));

@@ -313,6 +313,53 @@ fn a_forged_body_gets_400_and_ends_the_connection() {
 }
 
 #[test]
+fn who_waits_to_be_told_to_continue_is_told() {
+    let stage = Stage::new(server_options());
+    let mut hand = Hand::connect(stage.port());
+    let mut seal = hand.log_in();
+    let body = framed(&mut *seal, b"<q/>");
+    let head = format!(
+        "POST /wsman HTTP/1.1\r\nHost: x\r\n{}Expect: 100-continue\r\nContent-Length: {}\r\n\r\n",
+        sealed_type(),
+        body.len()
+    );
+    hand.write(head.as_bytes());
+    assert_eq!(hand.read().expect("an interim answer").status(), 100);
+    hand.write(&body);
+    let answer = hand.read().expect("an answer");
+    assert_eq!(open(&mut *seal, &answer), b"<echo><q/></echo>");
+}
+
+/// NEGOTIATE with these flags alone, as clients send it that want a login and no keys.
+fn bare_negotiate(flags: u32) -> Vec<u8> {
+    [
+        b"NTLMSSP\0\x01\0\0\0".as_slice(),
+        &flags.to_le_bytes(),
+        &[0; 16],
+    ]
+    .concat()
+}
+
+#[test]
+fn clients_that_want_no_keys_are_challenged_too() {
+    let stage = Stage::new(server_options());
+    let mut hand = Hand::connect(stage.port());
+    // Unicode; a code page.
+    for (flags, name) in [(0x8205_u32, "C\0O\0R\0P\0"), (0x0202, "CORP")] {
+        let token = STANDARD.encode(bare_negotiate(flags));
+        let answer = hand.request(&format!("Authorization: Negotiate {token}\r\n"), b"");
+        assert_eq!(answer.status(), 401);
+        let challenge = answer.token("www-authenticate").expect("a challenge");
+        assert_eq!(&challenge[..9], b"NTLMSSP\0\x02");
+        assert_eq!(&challenge[56..56 + name.len()], name.as_bytes());
+        assert_eq!(
+            challenge[20] & 0x03,
+            u8::try_from(flags & 0x03).expect("a byte")
+        );
+    }
+}
+
+#[test]
 fn only_posts_to_wsman_are_taken() {
     let stage = Stage::new(server_options());
     let mut hand = Hand::connect(stage.port());

@@ -26,6 +26,7 @@ pub(super) struct Flags(pub(super) u32);
 
 impl Flags {
     pub(super) const UNICODE: Self = Self(0x0000_0001);
+    pub(super) const OEM: Self = Self(0x0000_0002);
     pub(super) const REQUEST_TARGET: Self = Self(0x0000_0004);
     pub(super) const SIGN: Self = Self(0x0000_0010);
     pub(super) const SEAL: Self = Self(0x0000_0020);
@@ -106,6 +107,20 @@ fn text(bytes: &[u8]) -> Result<String> {
         .map_err(|cause| Error::malformed("NTLM message: UTF-16").caused_by(cause))
 }
 
+/// Text as the flags say: UTF-16, or a code page of which only ASCII is known here.
+fn text_as(flags: Flags, bytes: &[u8]) -> Result<String> {
+    if flags.has(Flags::UNICODE) {
+        return text(bytes);
+    }
+    if !bytes.is_ascii() {
+        return Err(Error::new(
+            ErrorKind::Unsupported,
+            "NTLM message: a name in an unknown code page",
+        ));
+    }
+    Ok(bytes.iter().copied().map(char::from).collect())
+}
+
 /// Writes fields behind a fixed head.
 struct MessageWriter {
     head: Vec<u8>,
@@ -179,7 +194,11 @@ pub(super) struct Challenge {
 impl Challenge {
     pub(super) fn write(&self) -> Result<Vec<u8>> {
         let mut out = MessageWriter::new(2, 56);
-        out.field(&crate::auth::secret::utf16(&self.target_name))?;
+        out.field(&if self.flags.has(Flags::UNICODE) {
+            crate::auth::secret::utf16(&self.target_name)
+        } else {
+            self.target_name.clone().into_bytes()
+        })?;
         out.raw(&self.flags.0.to_le_bytes());
         out.raw(&self.nonce);
         out.raw(&[0; 8]);
@@ -237,19 +256,13 @@ impl Authenticate {
     pub(super) fn read(message: &[u8]) -> Result<Self> {
         check_kind(message, 3)?;
         let flags = Flags(u32_at(message, 60)?);
-        if !flags.has(Flags::UNICODE) {
-            return Err(Error::new(
-                ErrorKind::Unsupported,
-                "NTLM AUTHENTICATE without Unicode",
-            ));
-        }
         Ok(Self {
             flags,
             lm_response: field_at(message, 12)?.to_vec(),
             nt_response: field_at(message, 20)?.to_vec(),
-            domain: text(field_at(message, 28)?)?,
-            user: text(field_at(message, 36)?)?,
-            workstation: text(field_at(message, 44)?)?,
+            domain: text_as(flags, field_at(message, 28)?)?,
+            user: text_as(flags, field_at(message, 36)?)?,
+            workstation: text_as(flags, field_at(message, 44)?)?,
             session_key: field_at(message, 52)?.to_vec(),
         })
     }

@@ -26,7 +26,11 @@ const OFFERED: Flags = Flags::UNICODE
     .with(Flags::KEY_EXCHANGE)
     .with(Flags::WEAK);
 
-const NEEDED: Flags = Flags::UNICODE.with(Flags::EXTENDED_SECURITY);
+/// Without these there are no keys to seal with, only a login: enough over HTTPS.
+const SEALING: Flags = Flags::EXTENDED_SECURITY
+    .with(Flags::SIGN)
+    .with(Flags::SEAL)
+    .with(Flags::STRONG);
 
 /// Bytes of a proof, before the client's blob.
 const PROOF_BYTES: usize = 16;
@@ -104,19 +108,16 @@ impl NtlmServer {
     /// Answers the first message.
     pub(in crate::auth) fn challenge(&mut self, negotiate: &[u8]) -> Result<Vec<u8>> {
         let asked = message::read_negotiate(negotiate)?;
-        if !asked.has(NEEDED) {
-            return Err(Error::new(
-                ErrorKind::Unsupported,
-                format!(
-                    "NTLM: the client asks for too little (flags {:#010x})",
-                    asked.0
-                ),
-            ));
-        }
         let mut nonce = [0; 8];
         self.entropy.fill(&mut nonce)?;
+        let charset = if asked.has(Flags::UNICODE) {
+            Flags::UNICODE
+        } else {
+            Flags::OEM
+        };
         let flags = asked
             .only(OFFERED)
+            .with(charset)
             .with(Flags::TARGET_INFO)
             .with(Flags::TARGET_IS_SERVER);
         let mut target_info = TargetInfo::default();
@@ -155,12 +156,6 @@ impl NtlmServer {
             .ok_or_else(|| Error::malformed("NTLM AUTHENTICATE without a CHALLENGE before it"))?;
         let message = Authenticate::read(bytes)?;
         let flags = message.flags.only(begun.flags);
-        if !flags.has(NEEDED) {
-            return Err(Error::new(
-                ErrorKind::Unsupported,
-                "NTLM AUTHENTICATE drops what was agreed on",
-            ));
-        }
         let (proof, blob) = message
             .nt_response
             .split_at_checked(PROOF_BYTES)
@@ -192,10 +187,11 @@ impl NtlmServer {
                 ));
             }
         }
-        let seals = flags.has(Flags::SEAL) && flags.has(Flags::SIGN) && flags.has(Flags::STRONG);
         Ok(NtlmProof {
             account,
-            seal: seals.then(|| NtlmSeal::new(&session_key, Side::Server, checksum)),
+            seal: flags
+                .has(SEALING)
+                .then(|| NtlmSeal::new(&session_key, Side::Server, checksum)),
         })
     }
 
