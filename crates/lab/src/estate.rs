@@ -21,7 +21,10 @@ mod configuration;
 mod container;
 mod defining;
 mod disk;
+mod disk_file;
+mod disk_tracking;
 mod exporting;
+mod failover;
 mod fault;
 mod hardware;
 mod host;
@@ -33,8 +36,13 @@ mod migrating;
 mod path;
 mod power;
 mod random;
+mod reference_points;
+mod resources;
+mod reverting;
 mod running;
+mod specs;
 mod storage;
+mod stored_settings;
 mod switch;
 mod timings;
 mod tracking;
@@ -47,7 +55,6 @@ use std::time::Duration;
 
 use vdisk::vhdx::IdSource;
 
-pub use build::{DiskSource, DiskSpec, GuestSpec, VmSpec};
 pub use checkpoint::{
     Checkpoint, CheckpointKind, ConsistencyLevel, ReferencePoint, ReferencePointKind, TrackedState,
 };
@@ -57,10 +64,7 @@ pub use cluster::{
     Cluster, Group, GroupState, GroupType, Node, NodeState, Resource, ResourceState, ResourceType,
 };
 pub use clustering::Drain;
-pub use defining::{
-    DriveSpec, ImportId, ResourceChange, ResourceRef, ResourceSpec, ServiceName, ServiceSwitch,
-    SystemChange, SystemDefinition, SystemTarget,
-};
+pub use defining::{ImportId, SystemChange, SystemDefinition, SystemTarget};
 pub use disk::{DiskFacts, DiskFile, DiskFormat, DiskType};
 pub use exporting::{ExportFolder, ExportRequest, ExportStorage};
 pub use fault::{Fault, FaultKind, Faults, Repeat, Trigger};
@@ -78,6 +82,10 @@ pub use job::{Affected, Job, JobClass, JobFailure, JobState, Started, TIME_BEFOR
 pub use migrating::{MigrationKind, MigrationRequest};
 pub use path::{PathRoot, WindowsPath};
 pub use random::Random;
+pub use resources::{
+    DriveSpec, ResourceChange, ResourceRef, ResourceSpec, ServiceName, ServiceSwitch,
+};
+pub use specs::{DiskSource, DiskSpec, GuestSpec, VmSpec};
 pub use storage::{DataMode, FilePlace, Storage, Volume, VolumeId, VolumeKind, VolumeState};
 pub use switch::{Answer, Switch, Switches};
 pub use timings::Timings;
@@ -120,6 +128,12 @@ impl EstateOptions {
         }
     }
 }
+
+// Servers share an estate between threads.
+const _: fn() = || {
+    fn is_shared<T: Send + Sync>() {}
+    is_shared::<Estate>();
+};
 
 /// A Hyper-V estate.
 pub struct Estate {

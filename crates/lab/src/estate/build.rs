@@ -15,179 +15,18 @@ use super::hardware::{
 };
 use super::host::{Host, HostState, VirtualSwitch, WindowsGeneration};
 use super::ids::{ClusterObjectId, DeviceId, DriveAddress, SystemKey, VmId};
+use super::specs::{DiskSource, DiskSpec, VmSpec};
 use super::storage::{Volume, VolumeKind, VolumeState};
 use super::vm::{
     IntegrationServices, MergeState, PowerState, Realm, ReplicationMode, StartAction,
-    UserCheckpointType, VirtualMachine, VmGeneration, VmSettings,
+    VirtualMachine, VmGeneration, VmSettings,
 };
 use super::{
-    AdapterKind, ClusterName, ConfigurationVersion, DiskFacts, DiskFormat, DiskType, Estate,
-    GroupName, Hardware, HostName, NetworkAdapter, ResourceName, SwitchName, VolumeId, WindowsPath,
+    AdapterKind, ClusterName, DiskFacts, Estate, GroupName, Hardware, HostName, NetworkAdapter,
+    ResourceName, SwitchName, VolumeId, WindowsPath,
 };
-use crate::guest::{Guest, GuestOs, Layout};
+use crate::guest::{Guest, Layout};
 use crate::{Error, Result};
-
-/// A virtual disk of a VM to be built.
-#[derive(Debug, Clone)]
-pub struct DiskSpec {
-    /// IDE or SCSI.
-    pub controller: ControllerKind,
-    /// Which controller of its kind.
-    pub number: u32,
-    /// Where on it.
-    pub slot: u32,
-    /// What it is.
-    pub source: DiskSource,
-    /// Whether other VMs share it.
-    pub sharing: DiskSharing,
-}
-
-/// Where a disk comes from.
-#[derive(Debug, Clone)]
-pub enum DiskSource {
-    /// Made empty in the VM's folder.
-    New {
-        /// File name.
-        file: String,
-        /// VHD or VHDX.
-        format: DiskFormat,
-        /// Fixed or dynamic.
-        disk_type: DiskType,
-        /// Bytes.
-        size_bytes: u64,
-    },
-    /// A file that is there already.
-    Existing(WindowsPath),
-    /// A disk of the host handed through.
-    PassThrough {
-        /// Its number.
-        number: u32,
-        /// Bytes.
-        size_bytes: u64,
-    },
-}
-
-impl DiskSpec {
-    /// A dynamic disk on the usual controller of a generation.
-    pub fn new(generation: VmGeneration, slot: u32, file: &str, size_bytes: u64) -> Self {
-        let format = if file.to_lowercase().ends_with(".vhd") {
-            DiskFormat::Vhd
-        } else {
-            DiskFormat::Vhdx
-        };
-        Self {
-            controller: match generation {
-                VmGeneration::One => ControllerKind::Ide,
-                VmGeneration::Two => ControllerKind::Scsi,
-            },
-            number: match generation {
-                VmGeneration::One => slot / 2,
-                VmGeneration::Two => 0,
-            },
-            slot: match generation {
-                VmGeneration::One => slot % 2,
-                VmGeneration::Two => slot,
-            },
-            source: DiskSource::New {
-                file: file.to_owned(),
-                format,
-                disk_type: DiskType::Dynamic,
-                size_bytes,
-            },
-            sharing: DiskSharing::Private,
-        }
-    }
-}
-
-/// A guest that writes, to be built.
-#[derive(Debug, Clone)]
-pub struct GuestSpec {
-    /// What runs in it.
-    pub os: GuestOs,
-    /// Where the workload begins on the disks.
-    pub offset: u64,
-    /// Records of ballast.
-    pub ballast_records: u64,
-    /// How much it works.
-    pub transactions_per_tick: u32,
-}
-
-/// A VM to be built.
-#[derive(Debug, Clone)]
-pub struct VmSpec {
-    /// Its name.
-    pub name: String,
-    /// Its id; a new one when `None`.
-    pub id: Option<VmId>,
-    /// Its generation.
-    pub generation: VmGeneration,
-    /// Configuration version; the host's own when `None`.
-    pub version: Option<ConfigurationVersion>,
-    /// The folder that all its files go to.
-    pub folder: WindowsPath,
-    /// Its disks.
-    pub disks: Vec<DiskSpec>,
-    /// How many network adapters, on the host's first switch.
-    pub adapters: u32,
-    /// Memory at start in MiB.
-    pub memory_mib: u64,
-    /// Integration services.
-    pub integration: IntegrationServices,
-    /// What the guest tells of itself.
-    pub guest_facts: BTreeMap<String, String>,
-    /// Kind of user checkpoints.
-    pub user_checkpoints: UserCheckpointType,
-    /// The guest, if one is to write.
-    pub guest: Option<GuestSpec>,
-    /// Whether its guest has volumes by iSCSI.
-    pub iscsi_in_guest: bool,
-    /// Whether it has a virtual TPM.
-    pub has_tpm: bool,
-    /// How many virtual Fibre Channel ports it has.
-    pub fibre_channel_ports: u32,
-}
-
-impl VmSpec {
-    /// A VM without disks, whose guest has working integration services.
-    pub fn new(name: &str, generation: VmGeneration, folder: WindowsPath) -> Self {
-        Self {
-            name: name.to_owned(),
-            id: None,
-            generation,
-            version: None,
-            folder,
-            disks: Vec::new(),
-            adapters: 1,
-            memory_mib: 2048,
-            integration: IntegrationServices::WORKING,
-            guest_facts: BTreeMap::new(),
-            user_checkpoints: UserCheckpointType::ProductionFallback,
-            guest: None,
-            iscsi_in_guest: false,
-            has_tpm: false,
-            fibre_channel_ports: 0,
-        }
-    }
-
-    /// With another disk.
-    #[must_use]
-    pub fn with_disk(mut self, disk: DiskSpec) -> Self {
-        self.disks.push(disk);
-        self
-    }
-
-    /// With a guest that writes from an offset of its disks on.
-    #[must_use]
-    pub fn with_guest(mut self, os: GuestOs, offset: u64) -> Self {
-        self.guest = Some(GuestSpec {
-            os,
-            offset,
-            ballast_records: 256,
-            transactions_per_tick: 1,
-        });
-        self
-    }
-}
 
 impl Estate {
     /// A standalone host with one switch, that runs. Its volumes are added apart.
@@ -492,7 +331,7 @@ impl Estate {
             return Err(Error::invalid(format!("{host} has a VM {id} already")));
         }
         let hardware = self.build_hardware(host, &spec, switch.as_ref())?;
-        let disks = hardware.disks().count();
+        let disks = hardware.own_disks().count();
         let settings = VmSettings {
             name: spec.name,
             generation: spec.generation,
@@ -618,38 +457,7 @@ impl Estate {
             hardware.adapters.push(adapter);
         }
         for disk in &spec.disks {
-            let drive = match &disk.source {
-                DiskSource::PassThrough { number, size_bytes } => {
-                    let device = DeviceId(self.random.uuid());
-                    let physical = PhysicalDisk {
-                        number: *number,
-                        size_bytes: *size_bytes,
-                        device,
-                    };
-                    if let Some(host) = self.hosts.get_mut(host) {
-                        host.disks.push(physical.clone());
-                    }
-                    Drive::PassThrough(physical)
-                }
-                DiskSource::Existing(path) => {
-                    self.adopt(host, path)?;
-                    self.medium(path.clone(), disk.sharing)
-                }
-                DiskSource::New {
-                    file,
-                    format,
-                    disk_type,
-                    size_bytes,
-                } => {
-                    let path = spec.folder.join(file);
-                    let facts =
-                        DiskFacts::new(*format, *disk_type, *size_bytes, self.random.uuid());
-                    let spot = self.spot(host, &path)?;
-                    let (ids, now) = (self.disk_ids.clone(), self.now());
-                    self.storage.create_disk(spot, facts, &ids, now)?;
-                    self.medium(path, disk.sharing)
-                }
-            };
+            let drive = self.build_drive(host, spec, disk)?;
             let address = self.attach_place(&mut hardware, disk)?;
             let controller = hardware
                 .controllers
@@ -665,6 +473,40 @@ impl Estate {
             }
         }
         Ok(hardware)
+    }
+
+    fn build_drive(&mut self, host: &HostName, spec: &VmSpec, disk: &DiskSpec) -> Result<Drive> {
+        Ok(match &disk.source {
+            DiskSource::PassThrough { number, size_bytes } => {
+                let device = DeviceId(self.random.uuid());
+                let physical = PhysicalDisk {
+                    number: *number,
+                    size_bytes: *size_bytes,
+                    device,
+                };
+                if let Some(host) = self.hosts.get_mut(host) {
+                    host.disks.push(physical.clone());
+                }
+                Drive::PassThrough(physical)
+            }
+            DiskSource::Existing(path) => {
+                self.adopt(host, path)?;
+                self.medium(path.clone(), disk.sharing)
+            }
+            DiskSource::New {
+                file,
+                format,
+                disk_type,
+                size_bytes,
+            } => {
+                let path = spec.folder.join(file);
+                let facts = DiskFacts::new(*format, *disk_type, *size_bytes, self.random.uuid());
+                let spot = self.spot(host, &path)?;
+                let (ids, now) = (self.disk_ids.clone(), self.now());
+                self.storage.create_disk(spot, facts, &ids, now)?;
+                self.medium(path, disk.sharing)
+            }
+        })
     }
 
     fn medium(&self, path: WindowsPath, sharing: DiskSharing) -> Drive {

@@ -8,21 +8,18 @@
 //! **Invariants.** All disks of a checkpoint are of one moment. A checkpoint that failed leaves no file and no name.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
-use super::checkpoint::{
-    Checkpoint, CheckpointKind, ConsistencyLevel, ReferencePoint, ReferencePointKind, TrackedState,
-};
+use super::checkpoint::{Checkpoint, CheckpointKind, ConsistencyLevel, TrackedState};
 use super::fault::FaultKind;
 use super::hardware::{DiskSharing, Drive};
-use super::ids::{CheckpointId, DriveAddress, HostName, ReferencePointId, SystemKey, VmId};
+use super::ids::{CheckpointId, DriveAddress, HostName, SystemKey, VmId};
 use super::job::{Affected, JobClass, JobFailure, Started};
 use super::storage::FilePlace;
 use super::switch::Switch;
 use super::vm::{
     Activity, ConfigurationVersion, PowerState, ReplicationMode, UserCheckpointType, VirtualMachine,
 };
-use super::work::{Event, JobPlan, Outcome};
+use super::work::{JobPlan, Outcome};
 use super::{DiskFormat, Estate, VmSettings, WindowsGeneration, WindowsPath};
 use crate::guest::{GuestOs, Quiesced, WriterState};
 use crate::{Error, HResult, Result, ReturnCode};
@@ -109,6 +106,12 @@ struct Freeze {
     non_snapshottable: NonSnapshottable,
 }
 
+/// Names of states, and the epochs that they end.
+type NamedStates = (
+    BTreeMap<DriveAddress, TrackedState>,
+    BTreeMap<DriveAddress, u64>,
+);
+
 /// A disk on its way into a checkpoint.
 struct Rolled {
     address: DriveAddress,
@@ -118,7 +121,7 @@ struct Rolled {
     leaf_path: WindowsPath,
 }
 
-fn invalid_state<T>(why: impl Into<String>) -> Result<T> {
+pub(super) fn invalid_state<T>(why: impl Into<String>) -> Result<T> {
     Err(Error::returned(ReturnCode::InvalidState, why))
 }
 
@@ -363,7 +366,7 @@ impl Estate {
     }
 
     /// Asks the guest to hold still.
-    fn hold_guest(
+    pub(super) fn hold_guest(
         &mut self,
         key: SystemKey,
         writers: Option<WriterState>,
@@ -439,27 +442,7 @@ impl Estate {
         }
         let may_track = freeze.kind == CheckpointKind::Recovery
             && version >= ConfigurationVersion::FIRST_WITH_TRACKING;
-        let mut tracked = BTreeMap::new();
-        let mut epochs = BTreeMap::new();
-        for disk in &rolled {
-            let is_tracked = self.storage.known(&disk.frozen)?.tracked.is_some();
-            if is_tracked || may_track {
-                let tracker = self.random.uuid();
-                self.storage.track(&disk.frozen, tracker)?;
-            }
-            if let Some((epoch, id)) = self.storage.freeze(&disk.frozen)? {
-                epochs.insert(disk.address, epoch);
-                if may_track {
-                    tracked.insert(disk.address, TrackedState { id });
-                } else {
-                    self.storage.forget_moment(&id);
-                }
-            }
-            let below = self.storage.known(&disk.frozen)?.tracked;
-            if let Some(leaf) = self.storage.disks.get_mut(&disk.leaf) {
-                leaf.tracked = below.map(|it| super::disk::Tracked { frozen: None, ..it });
-            }
-        }
+        let (tracked, epochs) = self.name_states(&rolled, may_track)?;
         let mut named: BTreeMap<DriveAddress, WindowsPath> = BTreeMap::new();
         for (index, disk) in rolled.iter().enumerate() {
             let path = match &recovery {
@@ -504,6 +487,32 @@ impl Estate {
         vm.configuration_changed = now;
         self.touch();
         Ok(id)
+    }
+
+    /// Ends the epochs of frozen files and names their states; leaves go on in the next.
+    fn name_states(&mut self, rolled: &[Rolled], may_track: bool) -> Result<NamedStates> {
+        let mut tracked = BTreeMap::new();
+        let mut epochs = BTreeMap::new();
+        for disk in rolled {
+            let is_tracked = self.storage.known(&disk.frozen)?.tracked.is_some();
+            if is_tracked || may_track {
+                let tracker = self.random.uuid();
+                self.storage.track(&disk.frozen, tracker)?;
+            }
+            if let Some((epoch, id)) = self.storage.freeze(&disk.frozen)? {
+                epochs.insert(disk.address, epoch);
+                if may_track {
+                    tracked.insert(disk.address, TrackedState { id });
+                } else {
+                    self.storage.forget_moment(&id);
+                }
+            }
+            let below = self.storage.known(&disk.frozen)?.tracked;
+            if let Some(leaf) = self.storage.disks.get_mut(&disk.leaf) {
+                leaf.tracked = below.map(|it| super::disk::Tracked { frozen: None, ..it });
+            }
+        }
+        Ok((tracked, epochs))
     }
 
     fn make_leaves(&mut self, key: SystemKey, rolled: &mut Vec<Rolled>) -> Result<()> {
@@ -579,478 +588,6 @@ impl Estate {
         self.storage.close_live(&place, editor)?;
         Ok(path)
     }
-
-    /// `DestroySnapshot`.
-    ///
-    /// # Errors
-    /// `NotFound`; `InvalidState` while anything goes on, and for recovery checkpoints where the switch says so.
-    pub fn destroy_checkpoint(&mut self, host: &HostName, id: CheckpointId) -> Result<Started> {
-        self.live_host(host)?;
-        let vm = self.vm_of_checkpoint(host, id)?;
-        self.check_idle(vm)?;
-        let is_recovery = vm.checkpoint(id).is_some_and(|it| !it.kind.is_user());
-        if is_recovery && !self.switches.is_kind(Switch::DestroyRecoveryCheckpoint) {
-            return invalid_state("a recovery checkpoint is converted, not destroyed");
-        }
-        self.begin_destroying(host, vec![id])
-    }
-
-    /// `DestroySnapshotTree`.
-    ///
-    /// # Errors
-    /// As [`Self::destroy_checkpoint`]; `NotSupported` for recovery checkpoints.
-    pub fn destroy_checkpoint_tree(
-        &mut self,
-        host: &HostName,
-        id: CheckpointId,
-    ) -> Result<Started> {
-        self.live_host(host)?;
-        let vm = self.vm_of_checkpoint(host, id)?;
-        self.check_idle(vm)?;
-        if vm.checkpoint(id).is_some_and(|it| !it.kind.is_user()) {
-            return Err(Error::returned(
-                ReturnCode::NotSupported,
-                "a recovery checkpoint has no tree",
-            ));
-        }
-        let mut tree = vec![id];
-        let mut at = 0;
-        while let Some(of) = tree.get(at).copied() {
-            let children = vm.checkpoints.values().filter(|it| it.parent == Some(of));
-            tree.extend(children.filter(|it| it.kind.is_user()).map(|it| it.id));
-            at += 1;
-        }
-        self.begin_destroying(host, tree)
-    }
-
-    fn begin_destroying(&mut self, host: &HostName, ids: Vec<CheckpointId>) -> Result<Started> {
-        let first = ids.first().copied();
-        let vm = first
-            .map(|id| self.vm_of_checkpoint(host, id))
-            .transpose()?;
-        let Some(vm) = vm else {
-            return Err(Error::invalid("no checkpoint to destroy"));
-        };
-        let (key, id) = (vm.key, vm.id);
-        let mut affected = vec![Affected::System(id)];
-        affected.extend(ids.iter().copied().map(Affected::Checkpoint));
-        let plan = JobPlan {
-            host: host.clone(),
-            class: JobClass::Concrete,
-            job_type: 72,
-            system: Some(key),
-            activity: Some(Activity::DeletingCheckpoint),
-            lasts: self.timings.destroy_checkpoint,
-            affected,
-            destination: None,
-        };
-        Ok(self.begin(plan, move |estate| {
-            for id in &ids {
-                if let Some(gone) = estate.take_checkpoint(key, *id)? {
-                    for state in gone.tracked.values() {
-                        estate.storage.forget_moment(&state.id);
-                    }
-                }
-            }
-            Ok(Vec::new())
-        }))
-    }
-
-    /// Takes a checkpoint out of its VM; its files may be merged.
-    pub(super) fn take_checkpoint(
-        &mut self,
-        key: SystemKey,
-        id: CheckpointId,
-    ) -> Result<Option<Checkpoint>> {
-        let now = self.now();
-        let vm = self.vm_mut(key)?;
-        let host = vm.host.clone();
-        let Some(gone) = vm.checkpoints.remove(&id) else {
-            return Ok(None);
-        };
-        for other in vm.checkpoints.values_mut() {
-            if other.parent == Some(id) {
-                other.parent = gone.parent;
-            }
-        }
-        if vm.current_parent == Some(id) {
-            vm.current_parent = gone.parent;
-        }
-        if vm.last_applied == Some(id) {
-            vm.last_applied = None;
-        }
-        vm.configuration_changed = now;
-        let files: Vec<FilePlace> = gone
-            .settings
-            .hardware
-            .own_disks()
-            .filter_map(|(_, medium)| self.locate(&host, &medium.path).ok())
-            .collect();
-        // What an auto-recovery file stands on was frozen by the same checkpoint.
-        let below: Vec<FilePlace> = files
-            .iter()
-            .filter_map(|place| self.storage.disk(place)?.parent.clone())
-            .filter(|place| self.was_frozen_with(place, &files))
-            .collect();
-        self.release_files(files.into_iter().chain(below));
-        self.remove_checkpoint_configuration(key, id, &gone)?;
-        self.timeline
-            .schedule_in(Duration::ZERO, Event::LookForMerges(key));
-        self.touch();
-        Ok(Some(gone))
-    }
-
-    fn was_frozen_with(&self, place: &FilePlace, files: &[FilePlace]) -> bool {
-        files.iter().any(|file| {
-            let is_child = self
-                .storage
-                .disk(file)
-                .is_some_and(|it| it.parent.as_ref() == Some(place));
-            is_child && file.path.ends_with("-autorecovery.avhdx")
-        })
-    }
-
-    /// `ApplySnapshot`: the VM goes back to a checkpoint.
-    ///
-    /// # Errors
-    /// `InvalidState` unless the VM is off or saved; `NotSupported` for recovery checkpoints.
-    pub fn apply_checkpoint(&mut self, host: &HostName, id: CheckpointId) -> Result<Started> {
-        self.live_host(host)?;
-        let vm = self.vm_of_checkpoint(host, id)?;
-        self.check_idle(vm)?;
-        if !matches!(vm.power, PowerState::Off | PowerState::Saved) {
-            return invalid_state("only a VM that is off or saved goes back to a checkpoint");
-        }
-        if vm.checkpoint(id).is_some_and(|it| !it.kind.is_user()) {
-            return Err(Error::returned(
-                ReturnCode::NotSupported,
-                "a recovery checkpoint is not applied",
-            ));
-        }
-        let (key, vm_id) = (vm.key, vm.id);
-        let plan = JobPlan {
-            host: host.clone(),
-            class: JobClass::Concrete,
-            job_type: 71,
-            system: Some(key),
-            activity: Some(Activity::ApplyingCheckpoint),
-            lasts: self.timings.apply,
-            affected: vec![Affected::System(vm_id), Affected::Checkpoint(id)],
-            destination: None,
-        };
-        Ok(self.begin(plan, move |estate| estate.go_back(key, id)))
-    }
-
-    fn go_back(&mut self, key: SystemKey, id: CheckpointId) -> Outcome {
-        let vm = self.vm_of(key)?;
-        let host = vm.host.clone();
-        let Some(checkpoint) = vm.checkpoint(id).cloned() else {
-            return Err(JobFailure::new(
-                ReturnCode::Failed,
-                "the checkpoint is gone",
-            ));
-        };
-        let abandoned: Vec<(DriveAddress, FilePlace, DiskSharing)> = self.disk_places(key)?;
-        let name = vm.settings.name.clone();
-        let mut settings = checkpoint.settings.clone();
-        settings.name = name;
-        for (_, place, _) in &abandoned {
-            self.storage.lose_tracking(place);
-        }
-        let mut leaves = BTreeMap::new();
-        let (ids, now) = (self.disk_ids.clone(), self.now());
-        let frozen: Vec<(DriveAddress, WindowsPath)> = settings
-            .hardware
-            .own_disks()
-            .map(|(address, medium)| (address, medium.path.clone()))
-            .collect();
-        for (address, path) in frozen {
-            let below = self.locate(&host, &path)?;
-            self.storage.lose_tracking(&below);
-            let guid = CheckpointId(self.random.uuid());
-            let format = self.storage.known(&below)?.facts.format;
-            let extension = if format == DiskFormat::Vhd {
-                "avhd"
-            } else {
-                "avhdx"
-            };
-            let leaf = path.with_file_name(&format!("{}_{guid}.{extension}", stem_of_disk(&path)));
-            let spot = self.spot(&host, &leaf)?;
-            self.storage.create_child(spot, &below, &ids, now)?;
-            leaves.insert(address, leaf);
-        }
-        point_at(&mut settings, &leaves);
-        self.drop_saved_state(key)?;
-        let vm = self.vm_mut(key)?;
-        vm.settings = settings;
-        vm.current_parent = Some(id);
-        vm.last_applied = Some(id);
-        vm.configuration_changed = now;
-        if let (Some(guest), Some(memory)) = (&mut vm.guest, checkpoint.memory.clone()) {
-            guest.resume(memory);
-        } else if let Some(guest) = &mut vm.guest {
-            guest.lose_power();
-        }
-        let after = if checkpoint.has_memory {
-            PowerState::Saved
-        } else {
-            PowerState::Off
-        };
-        self.set_power(key, after)?;
-        if checkpoint.has_memory {
-            self.write_saved_state(key)?;
-        }
-        self.release_files(abandoned.into_iter().map(|(_, place, _)| place));
-        self.timeline
-            .schedule_in(Duration::ZERO, Event::LookForMerges(key));
-        self.write_configuration(key)?;
-        Ok(Vec::new())
-    }
-
-    /// `ClearSnapshotState`: the memory of a checkpoint is dropped.
-    ///
-    /// # Errors
-    /// `NotFound`, `InvalidState`.
-    pub fn clear_checkpoint_state(&mut self, host: &HostName, id: CheckpointId) -> Result<Started> {
-        self.live_host(host)?;
-        let vm = self.vm_of_checkpoint(host, id)?;
-        self.check_idle(vm)?;
-        let key = vm.key;
-        if let Some(checkpoint) = self.vm_mut(key)?.checkpoints.get_mut(&id) {
-            checkpoint.has_memory = false;
-            checkpoint.memory = None;
-        }
-        self.touch();
-        Ok(Started::Done(Vec::new()))
-    }
-
-    /// Renames a checkpoint (`ModifySystemSettings` with its InstanceID and a new `ElementName`).
-    ///
-    /// # Errors
-    /// `NotFound`.
-    pub fn rename_checkpoint(
-        &mut self,
-        host: &HostName,
-        id: CheckpointId,
-        name: &str,
-    ) -> Result<Started> {
-        self.live_host(host)?;
-        let key = self.vm_of_checkpoint(host, id)?.key;
-        if let Some(checkpoint) = self.vm_mut(key)?.checkpoints.get_mut(&id) {
-            name.clone_into(&mut checkpoint.settings.name);
-        }
-        self.write_checkpoint_configuration(key, id)?;
-        self.touch();
-        Ok(Started::Done(Vec::new()))
-    }
-
-    /// `ConvertToReferencePoint`: the checkpoint goes, its moment stays.
-    ///
-    /// # Errors
-    /// `InvalidParameter` for other than recovery checkpoints; `InvalidState` while anything goes on.
-    pub fn convert_to_reference_point(
-        &mut self,
-        host: &HostName,
-        id: CheckpointId,
-    ) -> Result<Started> {
-        self.live_host(host)?;
-        let vm = self.vm_of_checkpoint(host, id)?;
-        self.check_idle(vm)?;
-        if vm.checkpoint(id).is_some_and(|it| it.kind.is_user()) {
-            return Err(Error::returned(
-                ReturnCode::InvalidParameter,
-                "only recovery checkpoints are converted",
-            ));
-        }
-        let (key, vm_id) = (vm.key, vm.id);
-        let plan = JobPlan {
-            host: host.clone(),
-            class: JobClass::Concrete,
-            job_type: 200,
-            system: Some(key),
-            activity: Some(Activity::DeletingCheckpoint),
-            lasts: self.timings.convert,
-            affected: vec![Affected::System(vm_id), Affected::Checkpoint(id)],
-            destination: None,
-        };
-        Ok(self.begin(plan, move |estate| estate.convert(key, id)))
-    }
-
-    fn convert(&mut self, key: SystemKey, id: CheckpointId) -> Outcome {
-        let vm = self.vm_of(key)?;
-        let (vm_id, host) = (vm.id, vm.host.clone());
-        if self.strikes(FaultKind::ConversionFails, Some(vm_id), &host) {
-            return Err(JobFailure::new(
-                ReturnCode::Failed,
-                "the checkpoint could not be converted",
-            ));
-        }
-        if self.strikes(FaultKind::LogonRightMissing, Some(vm_id), &host) {
-            let text = "the account of the virtual machine has not been granted the logon type";
-            return Err(JobFailure::new(ReturnCode::Failed, text)
-                .caused_by(HResult::LOGON_TYPE_NOT_GRANTED));
-        }
-        let Some(gone) = self.take_checkpoint(key, id)? else {
-            return Err(JobFailure::new(
-                ReturnCode::Failed,
-                "the checkpoint is gone",
-            ));
-        };
-        let known = |storage: &super::Storage, id: &super::RctId| {
-            storage
-                .trackers
-                .values()
-                .any(|it| it.epoch_of(id).is_some())
-        };
-        let disks = gone
-            .tracked
-            .iter()
-            .filter(|(_, state)| known(&self.storage, &state.id))
-            .map(|(address, state)| (*address, state.id.clone()))
-            .collect();
-        let point = self.insert_reference_point(key, gone.consistency, disks)?;
-        Ok(vec![Affected::ReferencePoint(vm_id, point)])
-    }
-
-    fn insert_reference_point(
-        &mut self,
-        key: SystemKey,
-        consistency: ConsistencyLevel,
-        disks: Vec<(DriveAddress, super::RctId)>,
-    ) -> Result<ReferencePointId> {
-        let id = ReferencePointId(self.random.uuid());
-        let now = self.now();
-        let point = ReferencePoint {
-            id,
-            kind: ReferencePointKind::Rct,
-            consistency,
-            created: now,
-            disks,
-        };
-        let vm = self.vm_mut(key)?;
-        vm.reference_points.insert(id, point);
-        vm.configuration_changed = now;
-        self.write_configuration(key)?;
-        self.touch();
-        Ok(id)
-    }
-
-    /// `CreateReferencePoint`.
-    ///
-    /// # Errors
-    /// `NotSupported` for logs and where there is no tracking; `InvalidState`, `SystemInUse`.
-    pub fn create_reference_point(
-        &mut self,
-        host: &HostName,
-        id: VmId,
-        kind: ReferencePointKind,
-        consistency: ConsistencyLevel,
-    ) -> Result<Started> {
-        let vm = self.idle_vm(host, id)?;
-        let has_tracking = self.host(host)?.windows.has_tracking()
-            && vm.settings.version >= ConfigurationVersion::FIRST_WITH_TRACKING;
-        if kind == ReferencePointKind::Log || !has_tracking {
-            return Err(Error::returned(
-                ReturnCode::NotSupported,
-                "no such reference points here",
-            ));
-        }
-        if vm.merging.is_some() {
-            return invalid_state("its disks are being merged");
-        }
-        let key = vm.key;
-        let plan = JobPlan {
-            host: host.clone(),
-            class: JobClass::Concrete,
-            job_type: 201,
-            system: Some(key),
-            activity: Some(Activity::CreatingCheckpoint),
-            lasts: self.timings.checkpoint,
-            affected: vec![Affected::System(id)],
-            destination: None,
-        };
-        Ok(self.begin(plan, move |estate| estate.name_moments(key, consistency)))
-    }
-
-    fn name_moments(&mut self, key: SystemKey, consistency: ConsistencyLevel) -> Outcome {
-        let id = self.vm_of(key)?.id;
-        let asks_guest =
-            consistency == ConsistencyLevel::Application && self.vm_of(key)?.is_running();
-        if asks_guest {
-            let writers = self
-                .vm_of(key)?
-                .guest
-                .as_ref()
-                .map(crate::guest::Guest::writers);
-            self.hold_guest(key, writers)?;
-        }
-        let mut disks = Vec::new();
-        for (address, place, sharing) in self.disk_places(key)? {
-            let tracker = self.random.uuid();
-            if sharing == DiskSharing::Private
-                && self.storage.track(&place, tracker)?.is_some()
-                && let Some(name) = self.storage.name_moment(&place)?
-            {
-                disks.push((address, name));
-            }
-        }
-        if asks_guest {
-            self.with_guest(key, |guest, disks| guest.thaw(disks))?;
-        }
-        let point = self.insert_reference_point(key, consistency, disks)?;
-        Ok(vec![Affected::ReferencePoint(id, point)])
-    }
-
-    /// `DestroyReferencePoint`.
-    ///
-    /// # Errors
-    /// `NotFound`, `InvalidState`, `SystemInUse`.
-    pub fn destroy_reference_point(
-        &mut self,
-        host: &HostName,
-        id: VmId,
-        point: ReferencePointId,
-    ) -> Result<Started> {
-        let vm = self.idle_vm(host, id)?;
-        let key = vm.key;
-        if !vm.reference_points.contains_key(&point) {
-            return Err(Error::not_found(format!(
-                "VM {id} has no reference point {point}"
-            )));
-        }
-        let plan = JobPlan {
-            host: host.clone(),
-            class: JobClass::Concrete,
-            job_type: 202,
-            system: Some(key),
-            activity: Some(Activity::Modifying),
-            lasts: self.timings.modify,
-            affected: vec![Affected::System(id)],
-            destination: None,
-        };
-        Ok(self.begin(plan, move |estate| {
-            if let Some(gone) = estate.vm_mut(key)?.reference_points.remove(&point) {
-                for (_, name) in &gone.disks {
-                    estate.storage.forget_moment(name);
-                }
-            }
-            estate.write_configuration(key)?;
-            Ok(Vec::new())
-        }))
-    }
-
-    /// Tracking of all disks of a VM is gone, as after a storage migration.
-    ///
-    /// # Errors
-    /// `NotFound`.
-    pub fn lose_tracking(&mut self, host: &HostName, id: VmId) -> Result<()> {
-        let key = self.vm(host, id)?.key;
-        for (_, place, _) in self.disk_places(key)? {
-            self.storage.lose_tracking(&place);
-        }
-        self.touch();
-        Ok(())
-    }
 }
 
 /// Points media of settings at other files.
@@ -1063,7 +600,7 @@ pub(super) fn point_at(settings: &mut VmSettings, files: &BTreeMap<DriveAddress,
 }
 
 /// The name of a disk without extension and without the GUIDs of checkpoints.
-fn stem_of_disk(path: &WindowsPath) -> String {
+pub(super) fn stem_of_disk(path: &WindowsPath) -> String {
     let stem = path.stem();
     match stem.rsplit_once('_') {
         Some((head, tail)) if uuid::Uuid::try_parse(tail).is_ok() => head.to_owned(),

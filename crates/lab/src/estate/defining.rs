@@ -11,11 +11,8 @@
 
 use std::collections::BTreeMap;
 
-use super::hardware::{
-    Controller, ControllerKind, DiskSharing, Drive, IDE_CONTROLLER, Medium, Memory, PhysicalDisk,
-    Security,
-};
-use super::ids::{DeviceId, DriveAddress, HostName, SwitchName, SystemKey, VmId};
+use super::hardware::{Controller, ControllerKind, Drive, IDE_CONTROLLER};
+use super::ids::{HostName, SystemKey, VmId};
 use super::job::{Affected, JobClass, JobFailure, Started};
 use super::vm::{
     Activity, ConfigurationVersion, PowerState, Realm, StartAction, UserCheckpointType,
@@ -23,7 +20,7 @@ use super::vm::{
 };
 use super::work::{JobPlan, Outcome};
 use super::{Estate, Hardware, WindowsPath};
-use crate::{Error, ErrorKind, HResult, Result, ReturnCode};
+use crate::{Error, Result, ReturnCode};
 
 /// A system on a host: `Msvm_ComputerSystem` or `Msvm_PlannedComputerSystem`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -49,131 +46,6 @@ pub struct SystemDefinition {
     pub notes: String,
 }
 
-/// A resource to be added.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum ResourceSpec {
-    /// A SCSI controller.
-    ScsiController,
-    /// A drive without a medium.
-    Drive {
-        /// The controller's device id.
-        controller: DeviceId,
-        /// Which of its kind.
-        number: u32,
-        /// Where; the first free slot when `None`.
-        slot: Option<u32>,
-        /// What it is.
-        kind: DriveSpec,
-    },
-    /// A virtual disk for a drive.
-    Medium {
-        /// The drive.
-        drive: DriveAddress,
-        /// The file.
-        path: WindowsPath,
-        /// Whether it is shared.
-        sharing: DiskSharing,
-    },
-    /// A synthetic network adapter.
-    Adapter {
-        /// Display name.
-        name: String,
-        /// Hardware address; one from the host's pool when `None`.
-        mac_address: Option<String>,
-    },
-    /// A connection of an adapter to a switch.
-    Connection {
-        /// The adapter.
-        adapter: DeviceId,
-        /// The switch.
-        switch: SwitchName,
-    },
-}
-
-/// Kinds of drives to be added.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum DriveSpec {
-    /// For virtual disks.
-    VirtualDisk,
-    /// For optical images.
-    Dvd,
-    /// A disk of the host.
-    PassThrough(DeviceId),
-}
-
-/// A change of what is there.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum ResourceChange {
-    /// Another file in a drive.
-    Medium {
-        /// The drive.
-        drive: DriveAddress,
-        /// The file.
-        path: WindowsPath,
-    },
-    /// An adapter's connection.
-    Connection {
-        /// The adapter.
-        adapter: DeviceId,
-        /// The switch, or nothing.
-        switch: Option<SwitchName>,
-    },
-    /// An adapter's hardware address.
-    MacAddress {
-        /// The adapter.
-        adapter: DeviceId,
-        /// Twelve hexadecimal digits.
-        mac_address: String,
-    },
-    /// Memory.
-    Memory(Memory),
-    /// Virtual processors.
-    Processors(u32),
-    /// Secure boot, TPM, shielding.
-    Security(Security),
-    /// An integration service is enabled or disabled.
-    Service(ServiceName, ServiceSwitch),
-}
-
-/// Integration services by name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum ServiceName {
-    /// Volume shadow copies.
-    Vss,
-    /// Key-value pairs.
-    Kvp,
-    /// Shutdown.
-    Shutdown,
-    /// Heartbeat.
-    Heartbeat,
-    /// Time.
-    TimeSync,
-    /// File copy.
-    GuestServices,
-}
-
-/// `EnabledState` of a service's settings.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum ServiceSwitch {
-    /// 2.
-    Enabled,
-    /// 3.
-    Disabled,
-}
-
-/// A resource to be removed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ResourceRef {
-    /// The medium of a drive.
-    Medium(DriveAddress),
-    /// A drive, whose medium is gone already.
-    Drive(DriveAddress),
-    /// A SCSI controller, whose drives are gone already.
-    Controller(DeviceId),
-    /// A network adapter.
-    Adapter(DeviceId),
-}
-
 /// What `ModifySystemSettings` changes; `None` leaves as is.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct SystemChange {
@@ -196,7 +68,7 @@ pub enum ImportId {
     Generate,
 }
 
-fn refuse<T>(code: ReturnCode, why: impl Into<String>) -> Result<T> {
+pub(super) fn refuse<T>(code: ReturnCode, why: impl Into<String>) -> Result<T> {
     Err(Error::returned(code, why))
 }
 
@@ -212,14 +84,24 @@ impl Estate {
         }
     }
 
-    fn idle_target(&self, host: &HostName, target: SystemTarget) -> Result<&VirtualMachine> {
+    pub(super) fn idle_target(
+        &self,
+        host: &HostName,
+        target: SystemTarget,
+    ) -> Result<&VirtualMachine> {
         self.live_host(host)?;
         let vm = self.target(host, target)?;
         self.check_idle(vm)?;
         Ok(vm)
     }
 
-    fn system_job(&self, host: &HostName, job_type: u16, key: SystemKey, id: VmId) -> JobPlan {
+    pub(super) fn system_job(
+        &self,
+        host: &HostName,
+        job_type: u16,
+        key: SystemKey,
+        id: VmId,
+    ) -> JobPlan {
         JobPlan {
             host: host.clone(),
             class: JobClass::Concrete,
@@ -306,7 +188,7 @@ impl Estate {
     }
 
     /// Planned systems have no files of their own yet.
-    fn write_realized(&mut self, key: SystemKey) -> Result<()> {
+    pub(super) fn write_realized(&mut self, key: SystemKey) -> Result<()> {
         match self.vm_of(key)?.realm {
             Realm::Realized => self.write_configuration(key),
             Realm::Planned => Ok(()),
@@ -497,316 +379,6 @@ impl Estate {
         }))
     }
 
-    /// `AddResourceSettings`.
-    ///
-    /// # Errors
-    /// `InvalidState` for what cannot be added while the VM runs.
-    pub fn add_resources(
-        &mut self,
-        host: &HostName,
-        target: SystemTarget,
-        resources: Vec<ResourceSpec>,
-    ) -> Result<Started> {
-        let vm = self.idle_target(host, target)?;
-        let (key, id) = (vm.key, vm.id);
-        let holds = vm.power.holds_disks();
-        let is_hot = |spec: &ResourceSpec| match spec {
-            ResourceSpec::Drive { controller, .. } => *controller != IDE_CONTROLLER,
-            ResourceSpec::Medium { drive, .. } => drive.controller != IDE_CONTROLLER,
-            ResourceSpec::Connection { .. } => true,
-            ResourceSpec::Adapter { .. } => vm.settings.generation == VmGeneration::Two,
-            ResourceSpec::ScsiController => false,
-        };
-        if vm.power == PowerState::Saved || (holds && !resources.iter().all(is_hot)) {
-            return refuse(ReturnCode::InvalidState, "not while it runs or is saved");
-        }
-        let plan = self.system_job(host, 30, key, id);
-        Ok(self.begin(plan, move |estate| {
-            let before = estate.vm_of(key)?.settings.clone();
-            let mut made = Vec::new();
-            for spec in resources {
-                match estate.add_resource(key, spec) {
-                    Ok(affected) => made.push(affected),
-                    Err(error) => {
-                        estate.vm_mut(key)?.settings = before;
-                        return Err(error.into());
-                    }
-                }
-            }
-            estate.settings_changed(key)?;
-            Ok(made)
-        }))
-    }
-
-    /// After a change: disks of a running VM are opened anew, the configuration is written.
-    fn settings_changed(&mut self, key: SystemKey) -> std::result::Result<(), JobFailure> {
-        if self.vm_of(key)?.session.is_some() {
-            self.close_session(key)?;
-            self.open_session(key)?;
-        }
-        self.write_realized(key)?;
-        Ok(())
-    }
-
-    fn add_resource(&mut self, key: SystemKey, spec: ResourceSpec) -> Result<Affected> {
-        let vm = self.vm_of(key)?;
-        let (id, host, realm) = (vm.id, vm.host.clone(), vm.realm);
-        let device = DeviceId(self.random.uuid());
-        match spec {
-            ResourceSpec::ScsiController => {
-                let hardware = &mut self.vm_mut(key)?.settings.hardware;
-                let kind = ControllerKind::Scsi;
-                let count = hardware
-                    .controllers
-                    .iter()
-                    .filter(|it| it.kind == kind)
-                    .count();
-                let number = u32::try_from(count).unwrap_or(u32::MAX);
-                if number >= kind.limit() {
-                    return refuse(
-                        ReturnCode::InvalidParameter,
-                        "it has all its SCSI controllers",
-                    );
-                }
-                hardware.controllers.push(Controller {
-                    kind,
-                    device,
-                    number,
-                    drives: BTreeMap::new(),
-                });
-                Ok(Affected::Device(id, device))
-            }
-            ResourceSpec::Drive {
-                controller,
-                number,
-                slot,
-                kind,
-            } => {
-                let drive = self.new_drive(&host, kind)?;
-                let hardware = &mut self.vm_mut(key)?.settings.hardware;
-                let address = place_drive(hardware, controller, number, slot, drive)?;
-                Ok(Affected::Drive(id, address))
-            }
-            ResourceSpec::Medium {
-                drive,
-                path,
-                sharing,
-            } => {
-                if realm == Realm::Realized {
-                    self.adopt(&host, &path)?;
-                }
-                let hardware = &mut self.vm_mut(key)?.settings.hardware;
-                match hardware.drive_mut(drive) {
-                    Some(Drive::VirtualDisk(medium @ None)) => {
-                        *medium = Some(Medium {
-                            path,
-                            sharing,
-                            iops_limit: 0,
-                        });
-                        Ok(Affected::Drive(id, drive))
-                    }
-                    Some(Drive::Dvd(image @ None)) => {
-                        *image = Some(path);
-                        Ok(Affected::Drive(id, drive))
-                    }
-                    Some(_) => refuse(
-                        ReturnCode::InvalidParameter,
-                        format!("{drive} holds something"),
-                    ),
-                    None => refuse(
-                        ReturnCode::InvalidParameter,
-                        format!("there is no drive {drive}"),
-                    ),
-                }
-            }
-            ResourceSpec::Adapter { name, mac_address } => {
-                let mut adapter = self.build_adapter(None);
-                adapter.name = name;
-                adapter.is_mac_static = mac_address.is_some();
-                if let Some(mac_address) = mac_address {
-                    adapter.mac_address = mac_address;
-                }
-                let device = adapter.device;
-                self.vm_mut(key)?.settings.hardware.adapters.push(adapter);
-                Ok(Affected::Device(id, device))
-            }
-            ResourceSpec::Connection { adapter, switch } => {
-                self.connect(key, adapter, Some(switch))?;
-                Ok(Affected::Device(id, adapter))
-            }
-        }
-    }
-
-    fn new_drive(&self, host: &HostName, kind: DriveSpec) -> Result<Drive> {
-        Ok(match kind {
-            DriveSpec::VirtualDisk => Drive::VirtualDisk(None),
-            DriveSpec::Dvd => Drive::Dvd(None),
-            DriveSpec::PassThrough(device) => {
-                let known: Option<&PhysicalDisk> =
-                    self.host(host)?.disks.iter().find(|it| it.device == device);
-                let Some(disk) = known else {
-                    return refuse(ReturnCode::InvalidParameter, "the host has no such disk");
-                };
-                Drive::PassThrough(disk.clone())
-            }
-        })
-    }
-
-    fn connect(
-        &mut self,
-        key: SystemKey,
-        device: DeviceId,
-        switch: Option<SwitchName>,
-    ) -> Result<()> {
-        let host = self.vm_of(key)?.host.clone();
-        let is_known = |name: &SwitchName| {
-            self.hosts
-                .get(&host)
-                .is_some_and(|it| it.switches.iter().any(|it| it.name == *name))
-        };
-        if switch.as_ref().is_some_and(|name| !is_known(name)) {
-            return refuse(ReturnCode::InvalidParameter, "the host has no such switch");
-        }
-        let adapters = &mut self.vm_mut(key)?.settings.hardware.adapters;
-        match adapters.iter_mut().find(|it| it.device == device) {
-            Some(adapter) => {
-                adapter.switch = switch;
-                Ok(())
-            }
-            None => refuse(ReturnCode::InvalidParameter, "there is no such adapter"),
-        }
-    }
-
-    /// `ModifyResourceSettings`.
-    ///
-    /// # Errors
-    /// `InvalidState` for what cannot be changed while the VM runs or is saved.
-    pub fn modify_resources(
-        &mut self,
-        host: &HostName,
-        target: SystemTarget,
-        changes: Vec<ResourceChange>,
-    ) -> Result<Started> {
-        let vm = self.idle_target(host, target)?;
-        let (key, id) = (vm.key, vm.id);
-        let is_hot = |change: &ResourceChange| {
-            matches!(
-                change,
-                ResourceChange::Connection { .. } | ResourceChange::Service(..)
-            )
-        };
-        let is_off = vm.power == PowerState::Off || vm.realm == Realm::Planned;
-        if !is_off && !changes.iter().all(is_hot) {
-            return refuse(ReturnCode::InvalidState, "not while it runs or is saved");
-        }
-        let plan = self.system_job(host, 31, key, id);
-        Ok(self.begin(plan, move |estate| {
-            let before = estate.vm_of(key)?.settings.clone();
-            for change in changes {
-                if let Err(error) = estate.change_resource(key, change) {
-                    estate.vm_mut(key)?.settings = before;
-                    return Err(error.into());
-                }
-            }
-            estate.settings_changed(key)?;
-            Ok(Vec::new())
-        }))
-    }
-
-    fn change_resource(&mut self, key: SystemKey, change: ResourceChange) -> Result<()> {
-        let vm = self.vm_of(key)?;
-        let (host, realm) = (vm.host.clone(), vm.realm);
-        match change {
-            ResourceChange::Medium { drive, path } => {
-                if realm == Realm::Realized {
-                    self.adopt(&host, &path)?;
-                }
-                let hardware = &mut self.vm_mut(key)?.settings.hardware;
-                match hardware.drive_mut(drive) {
-                    Some(Drive::VirtualDisk(Some(medium))) => medium.path = path,
-                    Some(Drive::Dvd(image)) => *image = Some(path),
-                    _ => {
-                        return refuse(
-                            ReturnCode::InvalidParameter,
-                            format!("no medium at {drive}"),
-                        );
-                    }
-                }
-            }
-            ResourceChange::Connection { adapter, switch } => self.connect(key, adapter, switch)?,
-            ResourceChange::MacAddress {
-                adapter,
-                mac_address,
-            } => {
-                let adapters = &mut self.vm_mut(key)?.settings.hardware.adapters;
-                let Some(found) = adapters.iter_mut().find(|it| it.device == adapter) else {
-                    return refuse(ReturnCode::InvalidParameter, "there is no such adapter");
-                };
-                found.mac_address = mac_address;
-                found.is_mac_static = true;
-            }
-            ResourceChange::Memory(memory) => self.vm_mut(key)?.settings.hardware.memory = memory,
-            ResourceChange::Processors(count) => {
-                self.vm_mut(key)?.settings.hardware.processors = count;
-            }
-            ResourceChange::Security(security) => {
-                self.vm_mut(key)?.settings.hardware.security = security;
-            }
-            ResourceChange::Service(name, switch) => {
-                let services = &mut self.vm_mut(key)?.integration;
-                let service = match name {
-                    ServiceName::Vss => &mut services.vss,
-                    ServiceName::Kvp => &mut services.kvp,
-                    ServiceName::Shutdown => &mut services.shutdown,
-                    ServiceName::Heartbeat => &mut services.heartbeat,
-                    ServiceName::TimeSync => &mut services.time,
-                    ServiceName::GuestServices => &mut services.guest_services,
-                };
-                service.is_enabled = switch == ServiceSwitch::Enabled;
-            }
-        }
-        Ok(())
-    }
-
-    /// `RemoveResourceSettings`.
-    ///
-    /// # Errors
-    /// `Wmi` (generic failure) for a drive that holds a medium; `InvalidState` for IDE while the VM runs;
-    /// `InvalidParameter` for what is not there.
-    pub fn remove_resources(
-        &mut self,
-        host: &HostName,
-        target: SystemTarget,
-        resources: Vec<ResourceRef>,
-    ) -> Result<Started> {
-        let vm = self.idle_target(host, target)?;
-        let (key, id) = (vm.key, vm.id);
-        let runs = vm.power != PowerState::Off && vm.realm == Realm::Realized;
-        let mut after = vm.settings.hardware.clone();
-        for resource in &resources {
-            let is_ide = match resource {
-                ResourceRef::Medium(at) | ResourceRef::Drive(at) => at.controller == IDE_CONTROLLER,
-                ResourceRef::Controller(_) => true,
-                ResourceRef::Adapter(_) => vm.settings.generation == VmGeneration::One,
-            };
-            if runs && (is_ide || vm.power == PowerState::Saved) {
-                return refuse(ReturnCode::InvalidState, "not while it runs or is saved");
-            }
-            remove_resource(&mut after, *resource)?;
-        }
-        let plan = self.system_job(host, 32, key, id);
-        Ok(self.begin(plan, move |estate| {
-            let was_open = estate.vm_of(key)?.session.is_some();
-            estate.close_session(key)?;
-            estate.vm_mut(key)?.settings.hardware = after;
-            if was_open {
-                estate.open_session(key)?;
-            }
-            estate.write_realized(key)?;
-            Ok(Vec::new())
-        }))
-    }
-
     /// `ModifySystemSettings` of a system. (That of a checkpoint is [`Self::rename_checkpoint`].)
     ///
     /// # Errors
@@ -888,93 +460,5 @@ impl Estate {
         }
         self.touch();
         Ok(Started::Done(Vec::new()))
-    }
-}
-
-/// Puts a drive into a slot.
-fn place_drive(
-    hardware: &mut Hardware,
-    controller: DeviceId,
-    number: u32,
-    slot: Option<u32>,
-    drive: Drive,
-) -> Result<DriveAddress> {
-    let found = hardware
-        .controllers
-        .iter_mut()
-        .find(|it| it.device == controller && it.number == number);
-    let Some(found) = found else {
-        return refuse(
-            ReturnCode::InvalidParameter,
-            format!("there is no controller {controller}"),
-        );
-    };
-    let free = |slot: &u32| !found.drives.contains_key(slot);
-    let slots = found.kind.slots();
-    let chosen = match slot {
-        Some(slot) => Some(slot).filter(|slot| *slot < slots).filter(free),
-        None => (0..slots).find(free),
-    };
-    let Some(chosen) = chosen else {
-        return refuse(ReturnCode::InvalidParameter, "no such slot, or it is taken");
-    };
-    found.drives.insert(chosen, drive);
-    Ok(found.address(chosen))
-}
-
-fn remove_resource(hardware: &mut Hardware, resource: ResourceRef) -> Result<()> {
-    let missing = || {
-        Error::returned(
-            ReturnCode::InvalidParameter,
-            format!("{resource:?} is not there"),
-        )
-    };
-    let holds = || {
-        Error::new(
-            ErrorKind::Wmi(HResult::FAILED),
-            format!("{resource:?} holds something"),
-        )
-    };
-    match resource {
-        ResourceRef::Medium(at) => match hardware.drive_mut(at).ok_or_else(missing)? {
-            Drive::VirtualDisk(medium) => medium.take().map(|_| ()).ok_or_else(missing),
-            Drive::Dvd(image) => image.take().map(|_| ()).ok_or_else(missing),
-            Drive::PassThrough(_) => Err(missing()),
-        },
-        ResourceRef::Drive(at) => {
-            match hardware.drive(at).ok_or_else(missing)? {
-                Drive::VirtualDisk(Some(_)) | Drive::Dvd(Some(_)) => return Err(holds()),
-                _ => {}
-            }
-            for controller in &mut hardware.controllers {
-                if controller.device == at.controller && controller.number == at.number {
-                    controller.drives.remove(&at.slot);
-                }
-            }
-            Ok(())
-        }
-        ResourceRef::Controller(device) => {
-            let at = hardware
-                .controllers
-                .iter()
-                .position(|it| it.device == device);
-            let at = at.ok_or_else(missing)?;
-            if hardware
-                .controllers
-                .get(at)
-                .is_some_and(|it| !it.drives.is_empty())
-            {
-                return Err(holds());
-            }
-            hardware.controllers.remove(at);
-            Ok(())
-        }
-        ResourceRef::Adapter(device) => {
-            let before = hardware.adapters.len();
-            hardware.adapters.retain(|it| it.device != device);
-            (hardware.adapters.len() < before)
-                .then_some(())
-                .ok_or_else(missing)
-        }
     }
 }

@@ -9,21 +9,18 @@
 //! A file is removed only when nothing names it.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
-use block::WriteAt;
 use uuid::Uuid;
 use vdisk::convert::NoProgress;
-use vdisk::file::{FileAccess, HostFile};
-use vdisk::image::{ChainMode, FormatHint, Image, ImageEditor, ImageReader, OpenOptions};
-use vdisk::vhdx::{IdSource, ParentLocator};
-use vdisk::{DiskId, Format, Subformat, merge, vhd, vhdx};
+use vdisk::image::{FormatHint, Image, ImageEditor, OpenOptions};
+use vdisk::vhdx::IdSource;
+use vdisk::{Format, merge};
 
 use super::clock::VirtualTime;
-use super::ids::{RctId, SystemKey};
+use super::disk_file::{beside, facts_of, make_file, relink, remove_file, stamp};
+use super::ids::SystemKey;
 use super::path::WindowsPath;
 use super::storage::{DataMode, FilePlace, Storage};
-use super::tracking::ChangeTracker;
 use crate::{Error, Result, ReturnCode};
 
 /// File formats of Hyper-V.
@@ -159,7 +156,7 @@ impl DiskFile {
         self.holder.is_some()
     }
 
-    fn options(&self) -> OpenOptions {
+    pub(super) fn options(&self) -> OpenOptions {
         OpenOptions {
             format: FormatHint::Exactly(self.facts.format.image()),
             ..OpenOptions::default()
@@ -175,7 +172,7 @@ pub(super) fn at_disk(
     move |error| Error::io(context, error)
 }
 
-fn not_found(place: &FilePlace) -> Error {
+pub(super) fn not_found(place: &FilePlace) -> Error {
     Error::returned(
         ReturnCode::FileNotFound,
         format!("there is no disk {}", place.path),
@@ -195,7 +192,7 @@ impl Storage {
         self.disks.get(place).ok_or_else(|| not_found(place))
     }
 
-    fn known_mut(&mut self, place: &FilePlace) -> Result<&mut DiskFile> {
+    pub(super) fn known_mut(&mut self, place: &FilePlace) -> Result<&mut DiskFile> {
         self.disks.get_mut(place).ok_or_else(|| not_found(place))
     }
 
@@ -296,6 +293,9 @@ impl Storage {
             }
             chain.push(parent);
         }
+        let was_lazy = chain
+            .iter()
+            .any(|at| !self.disks.get(at).is_some_and(|it| it.is_file));
         for at in chain.iter().rev() {
             if self.known(at)?.is_file {
                 continue;
@@ -314,6 +314,9 @@ impl Storage {
             disk.facts = facts;
             disk.is_file = true;
             disk.stamp = stamp(disk)?;
+        }
+        if was_lazy {
+            self.write_tracking_files(place)?;
         }
         Ok(())
     }
@@ -489,331 +492,5 @@ impl Storage {
             }
         }
         Ok(())
-    }
-
-    /// Begins to track a disk if it is not tracked yet; `None` when it cannot be.
-    pub(super) fn track(&mut self, place: &FilePlace, id: Uuid) -> Result<Option<Uuid>> {
-        let disk = self.known(place)?;
-        if disk.facts.format == DiskFormat::Vhd {
-            return Ok(None);
-        }
-        if let Some(tracked) = disk.tracked {
-            if self.tracking_files_are_there(place)? {
-                return Ok(Some(tracked.tracker));
-            }
-            self.lose_tracking(place);
-        }
-        let size = self.known(place)?.facts.size_bytes;
-        self.trackers.insert(id, ChangeTracker::new(id, size));
-        self.known_mut(place)?.tracked = Some(Tracked {
-            tracker: id,
-            frozen: None,
-        });
-        self.write_tracking_files(place)?;
-        Ok(Some(id))
-    }
-
-    /// The bottom of a chain: tracking files lie beside it.
-    pub(super) fn root_of(&self, place: &FilePlace) -> FilePlace {
-        let mut at = place.clone();
-        for _ in 0..vdisk::chain::MAX_DEPTH {
-            match self.disks.get(&at).and_then(|disk| disk.parent.clone()) {
-                Some(parent) => at = parent,
-                None => break,
-            }
-        }
-        at
-    }
-
-    /// `.rct` and `.mrt` hold the tracker's id: whoever takes them away takes the tracking away.
-    fn write_tracking_files(&self, place: &FilePlace) -> Result<()> {
-        let disk = self.known(place)?;
-        let root = self.known(&self.root_of(place))?;
-        let Some(tracked) = disk.tracked.filter(|_| root.is_file) else {
-            return Ok(());
-        };
-        for extension in ["rct", "mrt"] {
-            let file = beside(&root.backing, extension);
-            let mut bytes = format!("HIKAE-LAB {extension} ").into_bytes();
-            bytes.extend_from_slice(tracked.tracker.as_bytes());
-            bytes.resize(4096, 0);
-            std::fs::write(&file, bytes)
-                .map_err(|error| Error::io(format!("writing {}", file.display()), error))?;
-        }
-        Ok(())
-    }
-
-    fn tracking_files_are_there(&self, place: &FilePlace) -> Result<bool> {
-        let disk = self.known(place)?;
-        let root = self.known(&self.root_of(place))?;
-        let Some(tracked) = disk.tracked.filter(|_| root.is_file) else {
-            return Ok(true);
-        };
-        let holds = |extension: &str| {
-            std::fs::read(beside(&root.backing, extension)).is_ok_and(|bytes| {
-                let head = format!("HIKAE-LAB {extension} ");
-                bytes.get(head.len()..head.len() + 16) == Some(tracked.tracker.as_bytes())
-            })
-        };
-        Ok(holds("rct") && holds("mrt"))
-    }
-
-    /// The tracker of a disk and the epoch that the file shows, if it is tracked.
-    pub(super) fn tracker_of(&self, place: &FilePlace) -> Result<Option<(&ChangeTracker, u64)>> {
-        let Some(tracked) = self.known(place)?.tracked else {
-            return Ok(None);
-        };
-        if !self.tracking_files_are_there(place)? {
-            return Ok(None);
-        }
-        Ok(self.trackers.get(&tracked.tracker).map(|tracker| {
-            let until = tracked.frozen.unwrap_or(tracker.open_epoch());
-            (tracker, until)
-        }))
-    }
-
-    /// Ends the epoch of a live disk.
-    pub(super) fn freeze(&mut self, place: &FilePlace) -> Result<Option<(u64, RctId)>> {
-        let Some(tracked) = self.known(place)?.tracked else {
-            return Ok(None);
-        };
-        let Some(tracker) = self.trackers.get_mut(&tracked.tracker) else {
-            return Ok(None);
-        };
-        let (epoch, id) = tracker.freeze();
-        self.known_mut(place)?.tracked = Some(Tracked {
-            frozen: Some(epoch),
-            ..tracked
-        });
-        Ok(Some((epoch, id)))
-    }
-
-    /// Names the moment of a live disk, which goes on being live.
-    pub(super) fn name_moment(&mut self, place: &FilePlace) -> Result<Option<RctId>> {
-        let tracked = self.known(place)?.tracked;
-        let tracker = tracked.and_then(|it| self.trackers.get_mut(&it.tracker));
-        Ok(tracker.map(|tracker| tracker.freeze().1))
-    }
-
-    /// Forgets the name of a moment, whichever tracker gave it.
-    pub(super) fn forget_moment(&mut self, id: &RctId) {
-        for tracker in self.trackers.values_mut() {
-            if tracker.epoch_of(id).is_some() {
-                tracker.forget(id);
-            }
-        }
-    }
-
-    /// Forgets all tracking of the chain that a disk belongs to.
-    pub(super) fn lose_tracking(&mut self, place: &FilePlace) {
-        let Some(tracked) = self.disks.get(place).and_then(|disk| disk.tracked) else {
-            return;
-        };
-        self.trackers.remove(&tracked.tracker);
-        for disk in self.disks.values_mut() {
-            if disk.tracked.is_some_and(|it| it.tracker == tracked.tracker) {
-                disk.tracked = None;
-            }
-        }
-    }
-}
-
-pub(super) fn beside(file: &Path, extension: &str) -> PathBuf {
-    let mut name = file.file_name().unwrap_or_default().to_owned();
-    name.push(".");
-    name.push(extension);
-    file.with_file_name(name)
-}
-
-pub(super) fn remove_file(path: &Path) -> Result<()> {
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(Error::io(format!("removing {}", path.display()), error))
-        }
-        _ => Ok(()),
-    }
-}
-
-fn make_file(
-    disk: &DiskFile,
-    parent: Option<&DiskFile>,
-    ids: &IdSource,
-    now: VirtualTime,
-) -> Result<DiskFacts> {
-    let facts = &disk.facts;
-    let wrong = |error| at_disk("making", &disk.path)(error);
-    let file: Arc<dyn WriteAt> = Arc::new(HostFile::create_new(&disk.backing).map_err(wrong)?);
-    let relative = parent.map(|it| relative_path(&disk.backing, &it.backing));
-    let reader = parent.map(leaf_reader).transpose()?;
-    match facts.format {
-        DiskFormat::Vhd => {
-            let allocation = match (facts.disk_type, reader.as_deref(), parent) {
-                (DiskType::Fixed, _, _) => vhd::Allocation::Fixed,
-                (_, Some(ImageReader::Vhd(below)), Some(parent)) => {
-                    vhd::Allocation::Differencing(vhd::ParentLink {
-                        id: below.unique_id(),
-                        time: below.time(),
-                        relative_path: relative,
-                        absolute_path: Some(parent.path.to_string()),
-                    })
-                }
-                _ => vhd::Allocation::Dynamic,
-            };
-            let unique_id = match parent {
-                Some(_) => ids.disk_id(),
-                None => DiskId(facts.disk_id),
-            };
-            let options = vhd::CreateOptions {
-                size_bytes: facts.size_bytes,
-                allocation,
-                block_bytes: facts.block_bytes,
-                unique_id,
-                time: vhd::VhdTime::from_unix_seconds(now.unix_seconds()),
-            };
-            vhd::create(&*file, &options).map_err(wrong)?;
-            Ok(DiskFacts {
-                disk_id: unique_id.0,
-                ..facts.clone()
-            })
-        }
-        DiskFormat::Vhdx | DiskFormat::VhdSet => {
-            let mut options =
-                vhdx::CreateOptions::new(facts.size_bytes, DiskId(facts.disk_id), ids.clone());
-            options.block_bytes = Some(facts.block_bytes);
-            options.logical_sector_bytes = facts.logical_sector_bytes;
-            options.physical_sector_bytes = facts.physical_sector_bytes;
-            options.allocation = match (facts.disk_type, reader.as_deref(), parent) {
-                (DiskType::Fixed, _, _) => vhdx::Allocation::Fixed,
-                (_, Some(ImageReader::Vhdx(below)), Some(parent)) => {
-                    let link =
-                        locator(below.data_write_id(), &relative.unwrap_or_default(), parent);
-                    vhdx::Allocation::Differencing(link)
-                }
-                _ => vhdx::Allocation::Dynamic,
-            };
-            vhdx::create(&file, &options).map_err(wrong)?;
-            Ok(facts.clone())
-        }
-    }
-}
-
-fn locator(write_id: vhdx::WriteId, relative: &str, parent: &DiskFile) -> ParentLocator {
-    ParentLocator::new(write_id)
-        .with(vhdx::RELATIVE_PATH, relative)
-        .with(vhdx::ABSOLUTE_WIN32_PATH, parent.path.to_string())
-}
-
-fn leaf_reader(disk: &DiskFile) -> Result<Arc<ImageReader>> {
-    let options = OpenOptions {
-        chain: ChainMode::LeafOnly,
-        ..disk.options()
-    };
-    let image = Image::open(&disk.backing, &options).map_err(at_disk("opening", &disk.path))?;
-    image
-        .chain()
-        .first()
-        .map(|layer| Arc::clone(layer.reader()))
-        .ok_or_else(|| Error::invalid(format!("{} has no layer", disk.path)))
-}
-
-/// What changes whenever the bytes of the disk may have changed.
-fn stamp(disk: &DiskFile) -> Result<Option<Uuid>> {
-    Ok(match &*leaf_reader(disk)? {
-        ImageReader::Vhdx(reader) => Some(reader.data_write_id().0),
-        ImageReader::Vhd(reader) => Some(reader.unique_id().0),
-        _ => None,
-    })
-}
-
-fn facts_of(info: &vdisk::ImageInfo, path: &WindowsPath) -> Result<DiskFacts> {
-    let format = match info.format {
-        Format::Vhd => DiskFormat::Vhd,
-        Format::Vhdx if path.extension() == "vhds" => DiskFormat::VhdSet,
-        Format::Vhdx => DiskFormat::Vhdx,
-        _ => {
-            return Err(Error::returned(
-                ReturnCode::NotSupported,
-                format!("{path} is no VHD or VHDX"),
-            ));
-        }
-    };
-    let disk_type = match info.subformat {
-        Subformat::Fixed => DiskType::Fixed,
-        Subformat::Differencing => DiskType::Differencing,
-        _ => DiskType::Dynamic,
-    };
-    let unit = info.allocation_unit_bytes.unwrap_or(0);
-    Ok(DiskFacts {
-        format,
-        disk_type,
-        size_bytes: info.size_bytes,
-        block_bytes: u32::try_from(unit).unwrap_or(u32::MAX),
-        logical_sector_bytes: info.logical_sector_bytes,
-        physical_sector_bytes: info.physical_sector_bytes,
-        disk_id: info.disk_id.map_or(Uuid::nil(), |id| id.0),
-    })
-}
-
-/// The parent as seen from the child's folder, in Windows' form.
-fn relative_path(child: &Path, parent: &Path) -> String {
-    let empty = Path::new("");
-    let mut from = child.parent().unwrap_or(empty).components().peekable();
-    let mut to = parent.components().peekable();
-    while from.peek().is_some() && from.peek() == to.peek() {
-        from.next();
-        to.next();
-    }
-    let mut parts: Vec<String> = from.map(|_| "..".to_owned()).collect();
-    parts.extend(to.map(|part| part.as_os_str().to_string_lossy().into_owned()));
-    format!(".\\{}", parts.join("\\"))
-}
-
-/// Makes a child name its parent anew. A VHDX has a place for that; a VHD is written again under its name.
-fn relink(child: &DiskFile, parent: &DiskFile, ids: &IdSource) -> Result<()> {
-    let wrong = |error| at_disk("relinking", &child.path)(error);
-    let relative = relative_path(&child.backing, &parent.backing);
-    match &*leaf_reader(parent)? {
-        ImageReader::Vhdx(below) => {
-            let file: Arc<dyn WriteAt> =
-                Arc::new(HostFile::open(&child.backing, FileAccess::ReadWrite).map_err(wrong)?);
-            vhdx::relink(
-                &file,
-                &locator(below.data_write_id(), &relative, parent),
-                ids,
-            )
-            .map_err(wrong)
-        }
-        ImageReader::Vhd(below) => {
-            let own = leaf_reader(child)?;
-            let ImageReader::Vhd(old) = &*own else {
-                return Err(Error::invalid(format!("{} is no VHD", child.path)));
-            };
-            let fresh = beside(&child.backing, "relinked");
-            remove_file(&fresh)?;
-            let file: Arc<dyn WriteAt> = Arc::new(HostFile::create_new(&fresh).map_err(wrong)?);
-            let options = vhd::CreateOptions {
-                size_bytes: child.facts.size_bytes,
-                allocation: vhd::Allocation::Differencing(vhd::ParentLink {
-                    id: below.unique_id(),
-                    time: below.time(),
-                    relative_path: Some(relative),
-                    absolute_path: Some(parent.path.to_string()),
-                }),
-                block_bytes: child.facts.block_bytes,
-                unique_id: old.unique_id(),
-                time: old.time(),
-            };
-            vhd::create(&*file, &options).map_err(wrong)?;
-            let below: Arc<dyn block::ReadAt> = Arc::new(
-                Image::open(&parent.backing, &parent.options())
-                    .map_err(at_disk("opening", &parent.path))?,
-            );
-            let writer = vhd::VhdWriter::open(file, Some(below)).map_err(wrong)?;
-            merge::copy_own(&*own, &writer, 0, &NoProgress).map_err(wrong)?;
-            writer.finish().map_err(wrong)?;
-            std::fs::rename(&fresh, &child.backing)
-                .map_err(|error| Error::io(format!("renaming to {}", child.path), error))
-        }
-        _ => Err(Error::invalid(format!("{} has no children", parent.path))),
     }
 }

@@ -87,39 +87,8 @@ impl Estate {
         if moves_files && request.folder.is_none() {
             return refuse(ReturnCode::InvalidParameter, "no place for the files");
         }
-        let mut settings = vm.settings.clone();
         if moves_vm {
-            let Some(destination) = &request.destination else {
-                return refuse(ReturnCode::InvalidParameter, "no destination");
-            };
-            let Ok(target) = self.live_host(destination) else {
-                return refuse(
-                    ReturnCode::InvalidParameter,
-                    "the destination cannot be reached",
-                );
-            };
-            if destination == host
-                || target.realized.contains_key(&id)
-                || target.planned.contains_key(&id)
-            {
-                return refuse(
-                    ReturnCode::InvalidState,
-                    "the destination has the VM already",
-                );
-            }
-            if !target.allows_migration || !self.host(host)?.allows_migration {
-                return refuse(ReturnCode::AccessDenied, "migration is not enabled");
-            }
-            let newest = target.windows.configuration_version();
-            if vm.settings.version > newest {
-                return refuse(
-                    ReturnCode::NotSupported,
-                    "the destination is too old for the VM",
-                );
-            }
-            settings.name.clone_from(&vm.settings.name);
-            let planned = self.insert_system(destination, id, Realm::Planned, settings)?;
-            self.vm_mut(planned)?.migrates_from = Some(host.clone());
+            self.plan_destination(host, key, request.destination.as_ref())?;
         }
         let bytes: u64 = if moves_files {
             let places = self.named_files(self.vm_of(key)?);
@@ -146,6 +115,48 @@ impl Estate {
             destination: request.destination.clone(),
         };
         Ok(self.begin(plan, move |estate| estate.finish_migration(key, &request)))
+    }
+
+    /// A planned system of the VM's id on the destination, if the VM may move there.
+    fn plan_destination(
+        &mut self,
+        host: &HostName,
+        key: SystemKey,
+        destination: Option<&HostName>,
+    ) -> Result<()> {
+        let refuse = |code, why: &str| Err(Error::returned(code, why));
+        let vm = self.vm_of(key)?;
+        let (id, settings) = (vm.id, vm.settings.clone());
+        let Some(destination) = destination else {
+            return refuse(ReturnCode::InvalidParameter, "no destination");
+        };
+        let Ok(target) = self.live_host(destination) else {
+            return refuse(
+                ReturnCode::InvalidParameter,
+                "the destination cannot be reached",
+            );
+        };
+        if destination == host
+            || target.realized.contains_key(&id)
+            || target.planned.contains_key(&id)
+        {
+            return refuse(
+                ReturnCode::InvalidState,
+                "the destination has the VM already",
+            );
+        }
+        if !target.allows_migration || !self.host(host)?.allows_migration {
+            return refuse(ReturnCode::AccessDenied, "migration is not enabled");
+        }
+        if settings.version > target.windows.configuration_version() {
+            return refuse(
+                ReturnCode::NotSupported,
+                "the destination is too old for the VM",
+            );
+        }
+        let planned = self.insert_system(destination, id, Realm::Planned, settings)?;
+        self.vm_mut(planned)?.migrates_from = Some(host.clone());
+        Ok(())
     }
 
     fn finish_migration(&mut self, key: SystemKey, request: &MigrationRequest) -> Outcome {
@@ -192,6 +203,7 @@ impl Estate {
         }
         self.follow_in_cluster(id);
         moved?;
+        self.write_all_configuration(key)?;
         Ok(Vec::new())
     }
 
@@ -336,7 +348,7 @@ impl Estate {
             settings.checkpoint_root = folder.clone();
         }
         if self.storage.mode == DataMode::Files {
-            super::disk::remove_file(&self.backing(&host, &old)?)?;
+            super::disk_file::remove_file(&self.backing(&host, &old)?)?;
         }
         Ok(())
     }

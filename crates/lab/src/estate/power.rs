@@ -95,6 +95,7 @@ impl Estate {
         };
         self.set_power(key, transitional)?;
         self.vm_mut(key)?.requested = requested;
+        self.follow_in_cluster(id);
         let plan = JobPlan {
             host: host.clone(),
             class: JobClass::Concrete,

@@ -1,9 +1,6 @@
 //! Tests of the estate: rules one by one, and random sequences against what must always hold.
 
-#![expect(
-    clippy::unwrap_used,
-    reason = "what fails in a test fails the test"
-)]
+#![expect(clippy::unwrap_used, reason = "what fails in a test fails the test")]
 
 mod checkpoints;
 mod clusters;
@@ -15,5 +12,6 @@ mod migrations;
 mod power;
 mod random;
 mod rig;
+mod switches;
 mod tracking;
 mod volumes;

@@ -81,3 +81,27 @@ fn a_lazy_disk_becomes_a_file_with_its_chain_once_it_is_opened() {
     rig.settle();
     assert!(!file.exists());
 }
+
+#[test]
+fn a_lazy_disk_that_is_tracked_stays_tracked_when_it_becomes_a_file() {
+    let mut options = EstateOptions::seeded(1);
+    options.data = DataMode::Lazy;
+    let mut lazy = spec("a", GuestOs::Windows);
+    lazy.guest = None;
+    let mut rig = Rig::with(options, lazy);
+    rig.start();
+    let id = rig.recovery(ConsistencyLevel::Crash).unwrap();
+    let point = rig.convert(id).unwrap();
+    rig.settle();
+    let id = rig.recovery(ConsistencyLevel::Crash).unwrap();
+    let file = rig.frozen_files(id)[0].clone();
+    let host = rig.host.clone();
+    rig.estate.materialize(&host, &file).unwrap();
+    let vm = rig.estate.vm(&host, rig.vm).unwrap();
+    let limit = vm.reference_points[&point].disks[0].1.clone();
+    let changes = rig
+        .estate
+        .disk_changes(&host, &file, &limit, 0, 1 << 20)
+        .unwrap();
+    assert_eq!(changes.ranges, []);
+}

@@ -91,6 +91,9 @@ fn files_that_moved_are_not_tracked() {
     let file = rig.live_files()[0].clone();
     assert_eq!(file, path(r"C:\elsewhere\sql01.vhdx"));
     assert!(!old.exists());
+    let of = rig.estate.vm(&host, vm).unwrap();
+    let configuration = rig.estate.backing(&host, &of.configuration_file()).unwrap();
+    assert!(configuration.is_file() && configuration.to_string_lossy().contains("HV01-C"));
     let error = rig
         .estate
         .disk_changes(&host, &file, &limit, 0, 4096)
