@@ -30,6 +30,7 @@ const LIMITS: XmlLimits = XmlLimits {
     elements: 50_000,
     attributes: 16,
     namespaces: 16,
+    bindings: 16,
 };
 
 /// Instances inside of instances, as `PROPERTY.OBJECT` holds them.

@@ -1,6 +1,7 @@
 //! Typed reading of properties: what came off the wire is text, and becomes a value where somebody asks for it.
 //!
-//! **Invariant.** Each error names class and property. A getter without `opt_` takes no null; of an array, null is the empty one.
+//! **Invariants.** Each error names class and property. A getter without `opt_` takes no null; of an array, null is the empty one.
+//! An array keeps its length: hosts send arrays that belong together place by place.
 
 use std::str::FromStr;
 
@@ -139,7 +140,6 @@ impl CimInstance {
         };
         values
             .iter()
-            .filter(|value| !value.is_null())
             .map(|value| read(value).ok_or_else(|| self.wrong(property, wanted, value)))
             .collect()
     }
@@ -168,12 +168,15 @@ impl CimInstance {
         }
     }
 
-    /// Texts; none where the property is absent.
+    /// Texts; none where the property is absent, an empty one for a null among them, so that parallel arrays stay parallel.
     ///
     /// # Errors
     /// As [`CimInstance::text`].
     pub fn texts(&self, property: &str) -> Result<Vec<String>> {
-        self.many(property, "texts", as_text)
+        self.many(property, "texts", |value| match value {
+            CimValue::Null => Some(String::new()),
+            value => as_text(value),
+        })
     }
 
     /// An unsigned integer.

@@ -32,6 +32,8 @@ pub struct XmlLimits {
     pub attributes: usize,
     /// Different namespaces.
     pub namespaces: usize,
+    /// Prefixes that are bound at one place.
+    pub bindings: usize,
 }
 
 impl Default for XmlLimits {
@@ -42,6 +44,7 @@ impl Default for XmlLimits {
             elements: 1_000_000,
             attributes: 64,
             namespaces: 1024,
+            bindings: 256,
         }
     }
 }
@@ -289,6 +292,13 @@ impl<'t, 'l> Builder<'t, 'l> {
             if !prefix.is_empty() && value.is_empty() {
                 return Err(Error::malformed(format!(
                     "prefix {prefix:.40} bound to nothing"
+                )));
+            }
+            // Each name is looked up among all that are bound.
+            if self.scope.len() >= self.limits.bindings {
+                return Err(Error::limit(format!(
+                    "more than {} prefixes at one place",
+                    self.limits.bindings
                 )));
             }
             let namespace = self.intern(value)?;

@@ -28,6 +28,13 @@ fn documents_are_bounded() {
         .map(|it| format!("<a xmlns='urn:{it}'/>"))
         .collect();
     assert_eq!(refused(&format!("<r>{namespaces}</r>")), ErrorKind::Limit);
+    let many = |from: usize| {
+        (from..from + 60)
+            .map(|it| format!(" xmlns:p{it}='u'"))
+            .collect::<String>()
+    };
+    let bound: String = (0..10).map(|it| format!("<a{}>", many(it * 60))).collect();
+    assert_eq!(refused(&bound), ErrorKind::Limit, "prefixes in force");
     let bomb = "<!DOCTYPE r [<!ENTITY a 'aaaa'><!ENTITY b '&a;&a;&a;&a;'>]><r>&b;</r>";
     assert_eq!(refused(bomb), ErrorKind::Refused);
     assert_eq!(

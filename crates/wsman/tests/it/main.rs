@@ -3,6 +3,8 @@
 mod auth;
 mod canonical;
 mod client;
+mod faults;
+mod forms;
 mod golden;
 mod hostile;
 mod odd;

@@ -13,12 +13,12 @@ use wsman::xml::{Charset, Document, XmlLimits, decode, encode};
 
 use crate::shelf::{Shelf, Stand, caller, host, job, v2, vm};
 
-const WMI: &str = "http://schemas.microsoft.com/wbem/wsman/1/wmi/root/virtualization/v2";
-const ENUMERATION: &str = "http://schemas.xmlsoap.org/ws/2004/09/enumeration";
-const GET: &str = "http://schemas.xmlsoap.org/ws/2004/09/transfer/Get";
+pub const WMI: &str = "http://schemas.microsoft.com/wbem/wsman/1/wmi/root/virtualization/v2";
+pub const ENUMERATION: &str = "http://schemas.xmlsoap.org/ws/2004/09/enumeration";
+pub const GET: &str = "http://schemas.xmlsoap.org/ws/2004/09/transfer/Get";
 const SERVICE: &str = "Msvm_VirtualSystemSnapshotService";
 
-fn envelope(uri: &str, action: &str, extra: &str, body: &str) -> String {
+pub fn envelope(uri: &str, action: &str, extra: &str, body: &str) -> String {
     format!(
         "<s:Envelope xmlns:s='http://www.w3.org/2003/05/soap-envelope' \
          xmlns:a='http://schemas.xmlsoap.org/ws/2004/08/addressing' xmlns:n='{ENUMERATION}' \
@@ -30,7 +30,7 @@ fn envelope(uri: &str, action: &str, extra: &str, body: &str) -> String {
     )
 }
 
-fn selectors(pairs: &[(&str, &str)]) -> String {
+pub fn selectors(pairs: &[(&str, &str)]) -> String {
     let inner: String = pairs
         .iter()
         .map(|(name, value)| format!("<w:Selector Name='{name}'>{value}</w:Selector>"))
@@ -88,12 +88,12 @@ fn stand(options: ServiceOptions) -> Stand {
     Stand::new(Shelf::new(instances), options)
 }
 
-fn ask(service: &WsmanService, request: &str) -> (u16, String) {
+pub fn ask(service: &WsmanService, request: &str) -> (u16, String) {
     let Reply { status, body, .. } = service.serve(&caller(), None, request.as_bytes());
     (status, String::from_utf8(body).expect("utf-8"))
 }
 
-fn fault(service: &WsmanService, request: &str) -> Fault {
+pub fn fault(service: &WsmanService, request: &str) -> Fault {
     let (status, text) = ask(service, request);
     let document = Document::parse(&text, &XmlLimits::default()).expect("xml");
     let error = read_answer(&document, None).expect_err("a fault");
