@@ -244,7 +244,10 @@ impl Shared {
         work: impl Future<Output = Result<T>> + Send + 'static,
     ) -> Result<T> {
         let limit = self.options.timeout;
-        let task = self.runtime.spawn(tokio::time::timeout(limit, work));
+        // The clock of a time limit is the runtime's: it is made inside.
+        let task = self
+            .runtime
+            .spawn(async move { tokio::time::timeout(limit, work).await });
         match self.runtime.block_on(task) {
             Ok(Ok(done)) => done,
             Ok(Err(_)) => Err(Error::new(

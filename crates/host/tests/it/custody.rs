@@ -90,7 +90,7 @@ fn what_a_living_job_holds_is_left_alone() {
 fn the_sole_candidate_is_adopted() {
     let scene = scene();
     let there = scene.estate.nodes[0].add_foreign(vm(1), "theirs", RECOVERY, BEGIN - 1000);
-    announce(&scene, HeldKind::Checkpoint, &[there.clone()]);
+    announce(&scene, HeldKind::Checkpoint, std::slice::from_ref(&there));
     let unnamed = scene.estate.nodes[0].add_foreign(vm(1), "sql01 - (x)", RECOVERY, BEGIN + 1000);
     let report = sweep(&scene);
     assert_eq!(report.done[0].id.as_deref(), Some(unnamed.as_str()));

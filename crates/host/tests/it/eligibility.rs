@@ -341,9 +341,11 @@ fn each_rule_is_broken_by_its_own_fault_and_closes_what_it_must() {
     }
 }
 
+type VolumeCase = (&'static str, fn(&mut GuestVolume));
+
 #[test]
 fn volumes_of_the_guest_are_measured_and_the_bad_one_is_named() {
-    let cases: [(&str, fn(&mut GuestVolume)); 4] = [
+    let cases: [VolumeCase; 4] = [
         ("HK-E-NTFS", |it| it.file_system = "FAT32".to_owned()),
         ("HK-E-ROOM", |it| it.free_bytes = Some(299 << 20)),
         ("HK-E-ROOM", |it| it.size_bytes = Some(GIB - 1)),

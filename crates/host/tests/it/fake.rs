@@ -254,6 +254,7 @@ impl FakeNode {
     }
 
     /// A Windows guest, generation 2, with disks on a SCSI controller: paths in the order of their places.
+    #[expect(clippy::too_many_lines, reason = "a table: one row for each class")]
     pub fn add_vm(&self, vm: VmId, name: &str, disks: &[&str]) {
         let mut rows = self.lock();
         let id = vm.to_string();

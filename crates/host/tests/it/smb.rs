@@ -110,7 +110,8 @@ impl Samba {
     fn start(&mut self) {
         let child = Command::new("smbd")
             .arg("--foreground")
-            // It tells its whole group to end when it ends.
+            .arg("--no-process-group")
+            // It tells its whole group to end when it ends: a group of its own.
             .process_group(0)
             .arg("--configfile")
             .arg(self.folder.path().join("smb.conf"))

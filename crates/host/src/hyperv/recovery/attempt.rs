@@ -83,6 +83,15 @@ pub(super) fn plan_attempt(
     if level == Consistency::Crash {
         return Ok(attempt(machine, Consistency::Crash, CRASH, backup_type));
     }
+    plan_flushed(machine, level, backup_type)
+}
+
+/// A checkpoint for which the guest flushes: file systems, and applications where it is a Windows.
+fn plan_flushed(
+    machine: &VmFacts,
+    level: Consistency,
+    backup_type: GuestBackupType,
+) -> Result<Attempt, String> {
     match machine.integration.backup {
         Some(ServiceState::Disabled) => {
             return Err("the backup integration service is switched off".to_owned());
