@@ -1,21 +1,27 @@
 //! What can be typed. Only shapes and help texts; each verb's file says what it does with them.
 
 mod disk;
+mod host;
 mod inside;
+mod lab;
 mod names;
 mod serve;
+mod vm;
 
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub use disk::{BackupArgs, DiskVerb, RestoreArgs};
+pub use host::{HostAddArgs, HostVerb, HostsFileArgs, LoginArg};
 pub use inside::{
     CatImageArgs, CatVersionArgs, ExtractArgs, ExtractImageArgs, ExtractVersionArgs,
     InspectImagesArgs, InspectVersionArgs, LsArgs, LsImageArgs, LsVersionArgs, VolumeKeysArgs,
 };
+pub use lab::{LabUpArgs, LabVerb};
 pub use names::{DiffFilesArgs, FindArgs, HistoryArgs};
 pub use serve::{ServeArgs, ServeImageArgs, ServeVersionArgs};
+pub use vm::{CheckpointKindArg, VmCheckpointVerb, VmPlaceArgs, VmVerb};
 
 const RECOVER_HELP: &str = "Bring a deleted file back:
   hikae disk extract NAME PATH --last-present --to DIR   from the newest version that has it
@@ -74,6 +80,21 @@ pub enum Noun {
     Image {
         #[command(subcommand)]
         verb: ImageVerb,
+    },
+    /// Hyper-V hosts: write down how they are reached, try them
+    Host {
+        #[command(subcommand)]
+        verb: HostVerb,
+    },
+    /// Machines on Hyper-V hosts: what there is, what can be protected and how well, checkpoints
+    Vm {
+        #[command(subcommand)]
+        verb: VmVerb,
+    },
+    /// A Hyper-V estate in software, to try things on: simulated hosts behind a real wire
+    Lab {
+        #[command(subcommand)]
+        verb: LabVerb,
     },
     /// Look at the repository's own objects
     Debug {

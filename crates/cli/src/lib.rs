@@ -14,15 +14,18 @@ mod debug;
 mod diagnosis;
 mod disk;
 pub mod exit;
+mod host;
 mod image;
 mod inside;
 mod keys;
+mod lab;
 mod output;
 mod parse;
 mod progress;
 mod quickstart;
 mod repo;
 mod serving;
+mod vm;
 mod watched;
 
 use clap::CommandFactory;
@@ -54,6 +57,9 @@ fn dispatch(arguments: &args::Arguments, output: &output::Output) -> anyhow::Res
         args::Noun::Repo { verb } => repo::run(verb, output),
         args::Noun::Disk { verb } => disk::run(verb, output),
         args::Noun::Image { verb } => image::run(verb, output),
+        args::Noun::Host { verb } => host::run(verb, output),
+        args::Noun::Vm { verb } => vm::run(verb, output),
+        args::Noun::Lab { verb } => lab::run(verb, output),
         args::Noun::Debug { verb } => debug::run(verb, output),
         args::Noun::Completions { shell } => {
             let mut command = args::Arguments::command();

@@ -34,6 +34,12 @@ pub enum ErrorKind {
     Refused,
     /// The job was told to stop.
     Cancelled,
+    /// A host does not answer.
+    Unreachable,
+    /// A host does not let this account in, or not do this.
+    Denied,
+    /// A host tried and failed, or contradicts its protocol.
+    HostFailed,
 }
 
 /// An error that says at which step it happened; its cause is in [`StdError::source`], never in the text.

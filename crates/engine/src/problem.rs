@@ -5,6 +5,7 @@
 //! | `HK-10nn` | the repository and its store |
 //! | `HK-20nn` | images |
 //! | `HK-30nn` | jobs |
+//! | `HK-40nn` | hosts |
 //! | `HK-90nn` | the command line, and anything that no rule knows |
 //!
 //! A code never changes its meaning and is never used again. The evidence is the chain of errors as it came.
@@ -218,6 +219,30 @@ fn inside_rule(kind: guestfs::ErrorKind) -> Option<Rule> {
     ))
 }
 
+fn host_rule(kind: ErrorKind) -> Option<Rule> {
+    match kind {
+        ErrorKind::Unreachable => Some((
+            "HK-4001",
+            "A host does not answer.",
+            "It is down, its address is another one, WS-Management does not listen, or something between closes the port.",
+            "Try it step by step: hikae host check",
+        )),
+        ErrorKind::Denied => Some((
+            "HK-4002",
+            "A host does not let this account do this.",
+            "Name or password are wrong, or the account lacks the right.",
+            "Try it step by step: hikae host check",
+        )),
+        ErrorKind::HostFailed => Some((
+            "HK-4003",
+            "A host tried, and failed.",
+            "The evidence has its own words and its number for it.",
+            "Look at the host's event log (Hyper-V-VMMS), then run the command again",
+        )),
+        _ => None,
+    }
+}
+
 fn job_rule(kind: ErrorKind) -> Rule {
     match kind {
         ErrorKind::Full => (
@@ -270,7 +295,7 @@ fn job_rule(kind: ErrorKind) -> Rule {
             "Wait for it, end it, or give another place",
         ),
         ErrorKind::Fenced => repository_rule(repo::ErrorKind::Fenced),
-        ErrorKind::Io => (
+        _ => (
             "HK-3008",
             "Something could not be read or written.",
             "A disk, file or network fault; the evidence names it.",
@@ -342,7 +367,7 @@ impl Problem {
             } else if rule.is_none() {
                 rule = at
                     .downcast_ref::<Error>()
-                    .map(|below| job_rule(below.kind()))
+                    .map(|below| host_rule(below.kind()).unwrap_or_else(|| job_rule(below.kind())))
                     .or_else(|| {
                         at.downcast_ref::<store::Error>()
                             .map(|below| store_rule(below.kind()))

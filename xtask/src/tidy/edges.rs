@@ -24,7 +24,7 @@ const EDGES: &[(&str, &[&str])] = &[
     (
         "cli",
         &[
-            "block", "vdisk", "guestfs", "store", "repo", "engine", "serve",
+            "block", "vdisk", "guestfs", "store", "repo", "engine", "serve", "wsman", "host", "lab",
         ],
     ),
     ("hikae", &["cli"]),

@@ -1,0 +1,445 @@
+//! Clients and the driver for hosts that are written down.
+//!
+//! ```text
+//!   HostEntry ─► WsmanClient (NTLM sealed over HTTP, or HTTPS) ─► NodeConnection, named as the host names itself ─► HyperV
+//!                         other members of a cluster: as they are written down, else by their own name with the same account
+//! ```
+//!
+//! **Invariants.** A password is read when it is needed, and overwritten afterwards. A host that cannot be asked hides no other.
+//!
+//! **What it does not do.** It opens no files of hosts: nothing here reads disks.
+
+use std::fmt;
+use std::io::Read;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use anyhow::Context;
+use host::access::LocalPaths;
+use host::facts::NodeProblem;
+use host::hyperv::{Connector, HyperV, HyperVOptions, NodeConnection};
+use host::ids::NodeName;
+use host::{CancelToken, SystemClock};
+use wsman::auth::{Entropy, Secret, SystemEntropy};
+use wsman::cim::{ClassName, Namespace};
+use wsman::client::{CimClient, ClientOptions, ClientSources, RetryOptions, WsmanClient};
+use wsman::transport::{
+    CertificateHash, Credentials, Endpoint, HttpTransport, HttpTransportOptions, Line,
+    TransportRuntime, Trust,
+};
+use zeroize::Zeroizing;
+
+use super::registry::{HostEntry, LoginEntry, Registry, TrustEntry};
+use crate::args::VmPlaceArgs;
+use crate::exit::not_possible;
+use crate::progress::cancellation;
+
+/// The command that writes a host down.
+pub const ADD: &str = "hikae host add NAME --address URL --user USER --password-file FILE";
+
+/// Classes of Hyper-V.
+pub const VIRTUALIZATION: &str = "root/virtualization/v2";
+/// The service that every Hyper-V host has one of.
+pub const SERVICE: &str = "Msvm_VirtualSystemManagementService";
+/// A password is not longer.
+const PASSWORD_MAX_BYTES: u64 = 4096;
+
+/// HTTP or HTTPS.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scheme {
+    Http,
+    Https,
+}
+
+/// Where a host listens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Address {
+    pub scheme: Scheme,
+    /// Name or address, without brackets.
+    pub host: String,
+    pub port: u16,
+}
+
+impl FromStr for Address {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> anyhow::Result<Self> {
+        let wrong = || {
+            not_possible(format!(
+                "`{text}` is no address: write http://HOST:5985 or https://HOST:5986"
+            ))
+        };
+        let (scheme, rest) = match text.split_once("://") {
+            None => (Scheme::Http, text),
+            Some((word, rest)) if word.eq_ignore_ascii_case("http") => (Scheme::Http, rest),
+            Some((word, rest)) if word.eq_ignore_ascii_case("https") => (Scheme::Https, rest),
+            Some(_) => return Err(wrong()),
+        };
+        let rest = rest.strip_suffix('/').unwrap_or(rest);
+        let rest = rest.strip_suffix("/wsman").unwrap_or(rest);
+        let (host, port) = match rest.strip_prefix('[') {
+            Some(rest) => {
+                let (host, behind) = rest.split_once(']').ok_or_else(wrong)?;
+                let port = behind.strip_prefix(':');
+                if port.is_none() && !behind.is_empty() {
+                    return Err(wrong());
+                }
+                (host, port)
+            }
+            None => match rest.split_once(':') {
+                Some((host, port)) => (host, Some(port)),
+                None => (rest, None),
+            },
+        };
+        let is_plain = |c: char| c.is_ascii_alphanumeric() || ".-_:".contains(c);
+        if host.is_empty() || host.len() > 255 || !host.chars().all(is_plain) {
+            return Err(wrong());
+        }
+        let port = match (port, scheme) {
+            (Some(port), _) => port.parse().map_err(|_| wrong())?,
+            (None, Scheme::Http) => 5985,
+            (None, Scheme::Https) => 5986,
+        };
+        Ok(Self {
+            scheme,
+            host: host.to_owned(),
+            port,
+        })
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let scheme = match self.scheme {
+            Scheme::Http => "http",
+            Scheme::Https => "https",
+        };
+        if self.host.contains(':') {
+            write!(f, "{scheme}://[{}]:{}", self.host, self.port)
+        } else {
+            write!(f, "{scheme}://{}:{}", self.host, self.port)
+        }
+    }
+}
+
+/// 16 bytes that did not come before and that nobody guesses.
+pub type IdSource = Arc<dyn Fn() -> [u8; 16] + Send + Sync>;
+
+/// Ids from a secret of this process and a counter.
+pub fn ids() -> anyhow::Result<IdSource> {
+    let mut key = Zeroizing::new([0; 32]);
+    SystemEntropy.fill(key.as_mut_slice())?;
+    let count = AtomicU64::new(0);
+    Ok(Arc::new(move || {
+        let number = count.fetch_add(1, Ordering::Relaxed).to_le_bytes();
+        let mut id = [0; 16];
+        let hash = blake3::keyed_hash(&key, &number);
+        for (to, from) in id.iter_mut().zip(hash.as_bytes()) {
+            *to = *from;
+        }
+        id
+    }))
+}
+
+/// Hosts, and what is needed to talk to them.
+#[derive(Clone)]
+pub struct Hosts {
+    known: Arc<Vec<HostEntry>>,
+    runtime: TransportRuntime,
+    ids: IdSource,
+    stop: wsman::CancelToken,
+    cancel: CancelToken,
+}
+
+impl Hosts {
+    /// For these hosts. From now on Ctrl-C stops what is asked of them.
+    pub fn of(known: Vec<HostEntry>) -> anyhow::Result<Self> {
+        let hosts = Self {
+            known: Arc::new(known),
+            runtime: TransportRuntime::new()?,
+            ids: ids()?,
+            stop: wsman::CancelToken::new(),
+            cancel: CancelToken::new(),
+        };
+        let (stop, cancel, switch) = (hosts.stop.clone(), hosts.cancel.clone(), cancellation());
+        // Ends with the process; it holds nothing but the three switches.
+        std::thread::spawn(move || {
+            while !switch.is_cancelled() {
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            cancel.cancel();
+            stop.cancel();
+        });
+        Ok(hosts)
+    }
+
+    /// A client for a host. Nothing is connected yet.
+    pub fn client(&self, entry: &HostEntry) -> anyhow::Result<WsmanClient> {
+        self.client_at(entry, &entry.address.parse()?)
+    }
+
+    fn client_at(&self, entry: &HostEntry, address: &Address) -> anyhow::Result<WsmanClient> {
+        let line = match address.scheme {
+            Scheme::Http => Line::Plain,
+            Scheme::Https => Line::Tls(trust(&entry.trust)?),
+        };
+        let password = password(entry)?;
+        let credentials = match entry.login {
+            LoginEntry::Negotiate => Credentials::ntlm(&entry.user, &password),
+            LoginEntry::Basic => Credentials::Basic {
+                user: entry.user.clone(),
+                password,
+            },
+        };
+        let endpoint = Endpoint {
+            host: address.host.clone(),
+            port: address.port,
+            line,
+        };
+        let options = HttpTransportOptions::new(endpoint, credentials);
+        let transport = HttpTransport::new(options, self.runtime.clone())
+            .with_context(|| format!("host {}", entry.name))?;
+        let options = ClientOptions {
+            retry: RetryOptions {
+                attempts: 1,
+                ..RetryOptions::default()
+            },
+            ..ClientOptions::default()
+        };
+        let ids = Arc::clone(&self.ids);
+        let sources = ClientSources::system(move || ids());
+        let client = WsmanClient::new(Arc::new(transport), options, sources);
+        Ok(client.with_cancel(self.stop.clone()))
+    }
+
+    /// A host as a node of the driver, under the name that it gives itself.
+    fn node(&self, entry: &HostEntry) -> anyhow::Result<NodeConnection> {
+        let client = self.client(entry)?;
+        // A host that says nothing is told of by the driver, under the name that it has here.
+        let name = match own_name(&client) {
+            Ok(Some(name)) => name,
+            Ok(None) | Err(_) => NodeName::new(&entry.name)?,
+        };
+        Ok(connection(name, client))
+    }
+}
+
+/// The name that a host gives itself.
+pub fn own_name(client: &dyn CimClient) -> wsman::Result<Option<NodeName>> {
+    let rows = client.enumerate(&Namespace::new(VIRTUALIZATION), &ClassName::new(SERVICE))?;
+    let name = rows.first().and_then(|row| row.text_ref("SystemName"));
+    Ok(name.and_then(|name| NodeName::new(name).ok()))
+}
+
+fn connection(name: NodeName, client: WsmanClient) -> NodeConnection {
+    NodeConnection {
+        name,
+        client: Arc::new(client),
+        files: Arc::new(LocalPaths::new()),
+    }
+}
+
+fn trust(entry: &TrustEntry) -> anyhow::Result<Trust> {
+    Ok(match entry {
+        TrustEntry::System => Trust::SystemRoots,
+        TrustEntry::Authorities { file } => {
+            let pem = std::fs::read(file).with_context(|| format!("reading {}", file.display()))?;
+            Trust::Authorities(pem)
+        }
+        TrustEntry::Pinned { sha256 } => Trust::Pinned(CertificateHash::parse(sha256)?),
+    })
+}
+
+/// The first line of the password's file.
+fn password(entry: &HostEntry) -> anyhow::Result<Secret> {
+    let path = &entry.password_file;
+    let place = || {
+        format!(
+            "reading the password of host {}: {}",
+            entry.name,
+            path.display()
+        )
+    };
+    let mut bytes = Zeroizing::new(Vec::new());
+    let file = std::fs::File::open(path).with_context(place)?;
+    file.take(PASSWORD_MAX_BYTES)
+        .read_to_end(&mut bytes)
+        .with_context(place)?;
+    let end = bytes.iter().position(|it| matches!(it, b'\r' | b'\n'));
+    let line = bytes.get(..end.unwrap_or(bytes.len())).unwrap_or(&[]);
+    let line = std::str::from_utf8(line).with_context(place)?;
+    if line.is_empty() {
+        return Err(not_possible(format!(
+            "{}: the first line is empty",
+            place()
+        )));
+    }
+    Ok(Secret::new(line))
+}
+
+/// Connects members of a cluster that the driver learns of.
+struct Peers {
+    hosts: Hosts,
+    /// Whose account is taken for a node that is not written down.
+    like: HostEntry,
+}
+
+impl Connector for Peers {
+    fn connect(&self, node: &NodeName) -> host::Result<NodeConnection> {
+        self.connect_to(node).map_err(|error| {
+            host::Error::with_source(
+                host::ErrorKind::Unreachable,
+                format!(
+                    "connecting to {node}, a member of the cluster of {}",
+                    self.like.name
+                ),
+                error.into_boxed_dyn_error(),
+            )
+        })
+    }
+}
+
+impl Peers {
+    fn connect_to(&self, node: &NodeName) -> anyhow::Result<NodeConnection> {
+        for entry in self.hosts.known.iter() {
+            if NodeName::new(&entry.name).is_ok_and(|name| name == *node) {
+                return Ok(connection(node.clone(), self.hosts.client(entry)?));
+            }
+        }
+        let mut address: Address = self.like.address.parse()?;
+        let is_number = address.host.parse::<std::net::IpAddr>().is_ok();
+        address.host = match address.host.split_once('.') {
+            Some((_, domain)) if !is_number && !node.as_str().contains('.') => {
+                format!("{node}.{domain}")
+            }
+            _ => node.as_str().to_owned(),
+        };
+        let client = self.hosts.client_at(&self.like, &address)?;
+        Ok(connection(node.clone(), client))
+    }
+}
+
+/// The driver, over the hosts that were asked for.
+pub struct Estate {
+    pub driver: HyperV,
+    /// Hosts that could not even be asked.
+    pub problems: Vec<NodeProblem>,
+    pub cancel: CancelToken,
+}
+
+impl Estate {
+    /// Over the hosts of a command line.
+    pub fn open(place: &VmPlaceArgs) -> anyhow::Result<Self> {
+        let registry = Registry::load(&place.file)?;
+        let chosen = registry.select(&place.hosts)?;
+        Self::over(&registry, &chosen)
+    }
+
+    /// Over some hosts of a registry.
+    pub fn over(registry: &Registry, chosen: &[HostEntry]) -> anyhow::Result<Self> {
+        let hosts = Hosts::of(registry.hosts().to_vec())?;
+        let mut nodes: Vec<NodeConnection> = Vec::new();
+        let mut problems = Vec::new();
+        let mut first = None;
+        for entry in chosen {
+            match hosts.node(entry) {
+                Ok(node) => nodes.push(node),
+                Err(error) => {
+                    problems.push(NodeProblem {
+                        node: NodeName::new(&entry.name)?,
+                        kind: host::ErrorKind::Invalid,
+                        text: format!("{error:#}"),
+                    });
+                    first.get_or_insert(error);
+                }
+            }
+        }
+        if let (true, Some(error)) = (nodes.is_empty(), first) {
+            return Err(error);
+        }
+        let like = chosen.first().context("no host was chosen")?.clone();
+        let cancel = hosts.cancel.clone();
+        let peers = Peers { hosts, like };
+        let driver = HyperV::new(
+            nodes,
+            Some(Arc::new(peers)),
+            Arc::new(SystemClock::new()),
+            HyperVOptions::default(),
+        )
+        .map_err(failed)?;
+        Ok(Self {
+            driver,
+            problems,
+            cancel,
+        })
+    }
+}
+
+/// A failure of the hypervisor boundary, in the words of jobs.
+pub fn failed(error: host::Error) -> anyhow::Error {
+    use engine::ErrorKind as Above;
+    use host::ErrorKind as Below;
+    let (kind, advice) = match error.kind() {
+        Below::Unreachable | Below::TimedOut => (Above::Unreachable, None),
+        Below::Denied => (Above::Denied, None),
+        Below::NotFound => (Above::NotFound, Some("See what is there: hikae vm list")),
+        Below::Busy => (
+            Above::Busy,
+            Some(
+                "Wait until the host is done with it (hikae vm show VM), then run the command again",
+            ),
+        ),
+        Below::State | Below::Invalid => (Above::Invalid, None),
+        Below::Unsupported => (Above::Unsupported, None),
+        Below::Refused => (Above::Refused, None),
+        Below::Cancelled => (
+            Above::Cancelled,
+            Some("See what the host did by then: hikae vm show VM"),
+        ),
+        Below::Io | Below::Custody => (Above::Io, None),
+        _ => (Above::HostFailed, None),
+    };
+    let problem = engine::Error::new(kind, "the host");
+    let problem = match advice {
+        Some(advice) => problem.advised(advice),
+        None => problem,
+    };
+    anyhow::Error::new(problem.caused_by(error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_read_and_written() {
+        for (typed, meant) in [
+            ("hv01", "http://hv01:5985"),
+            ("hv01:80", "http://hv01:80"),
+            ("HTTPS://hv01.example.net", "https://hv01.example.net:5986"),
+            ("http://127.0.0.1:41000/wsman", "http://127.0.0.1:41000"),
+            ("https://[2001:db8::1]:443/", "https://[2001:db8::1]:443"),
+            ("[::1]", "http://[::1]:5985"),
+        ] {
+            let address: Address = typed.parse().unwrap();
+            assert_eq!(address.to_string(), meant);
+            assert_eq!(meant.parse::<Address>().unwrap(), address);
+        }
+        for wrong in [
+            "",
+            "ftp://hv01",
+            "http://",
+            "hv01:port",
+            "hv01:70000",
+            "hv 01",
+            "[::1",
+            "[::1]5985",
+            "a/b",
+            "user@hv01",
+        ] {
+            assert!(wrong.parse::<Address>().is_err(), "{wrong}");
+        }
+    }
+}
