@@ -24,6 +24,7 @@ mod rows;
 mod shared;
 mod texts;
 
+use std::cell::Cell;
 use std::sync::Arc;
 
 use wsman::cim::{CimInstance, CimPath, CimValue, ClassName, Namespace};
@@ -44,6 +45,12 @@ use self::rows::Scene;
 use crate::estate::{Estate, GroupName, HostName, Switch};
 use crate::schema::ClassTables;
 use crate::{Error, Result};
+
+thread_local! {
+    /// Whether the enumeration that this thread was just asked for is a query: what is related can be asked for by a filter of
+    /// its own, too, and a request is answered by one thread from its admission on.
+    static ASKED_BY_QUERY: Cell<bool> = const { Cell::new(false) };
+}
 
 /// What a host is to those who call it.
 #[derive(Debug, Clone)]
@@ -196,11 +203,12 @@ impl CimProvider for HostProvider {
             _ => return Ok(()),
         };
         self.options.roles.check(caller, namespace)?;
-        if let Operation::Enumerate { query: Some(_), .. } = operation {
+        if let Operation::Enumerate { query, .. } = operation {
+            ASKED_BY_QUERY.set(query.is_some());
             let takes = self
                 .estate
                 .read(|it| it.switches().is_kind(Switch::WqlOnVirtualization));
-            if *namespace == *VIRTUALIZATION && !takes {
+            if query.is_some() && *namespace == *VIRTUALIZATION && !takes {
                 return Err(Fault::new(FaultCode::CannotProcessFilter));
             }
         }
@@ -257,6 +265,12 @@ impl CimProvider for HostProvider {
         _caller: &Caller,
     ) -> std::result::Result<Vec<CimInstance>, Fault> {
         let schemas = self.schemas(&query.object.namespace)?;
+        let takes = self
+            .estate
+            .read(|it| it.switches().is_kind(Switch::AssociationFilter));
+        if !ASKED_BY_QUERY.get() && query.object.namespace == *VIRTUALIZATION && !takes {
+            return Err(Fault::new(FaultCode::CannotProcessFilter));
+        }
         self.look(|scene| {
             if catalog::find(scene, &query.object).is_none() {
                 return Err(not_found(&query.object));

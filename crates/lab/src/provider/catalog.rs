@@ -48,6 +48,7 @@ const REFUSED: &[&str] = &[
 
 /// Classes with rows of their own, beside parts, services, devices and associations.
 const OWN: &[&str] = &[
+    "CIM_DataFile",
     "MSCluster_Cluster",
     "MSCluster_ClusterSharedVolume",
     "MSCluster_Node",
@@ -117,6 +118,7 @@ pub(super) fn rows(scene: &Scene<'_>, class: &str, hint: &Hint) -> Vec<CimInstan
             .collect();
     }
     match class {
+        "CIM_DataFile" => vec![machine::program_row(scene)],
         "Win32_ComputerSystem" => vec![machine::computer_system_row(scene)],
         "Win32_ComputerSystemProduct" => vec![machine::product_row(scene)],
         "Win32_OperatingSystem" => vec![machine::operating_system_row(scene)],

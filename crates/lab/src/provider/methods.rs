@@ -298,6 +298,11 @@ pub(super) const MODELLED: &[Method] = &[
         "UpdateVirtualMachine",
         cluster::update_virtual_machine,
     ),
+    method(
+        "MSCluster_ClusterSharedVolume",
+        "MoveToNewHost",
+        cluster::move_volume,
+    ),
     method(NODE, "Pause", cluster::pause_node),
     method(NODE, "Resume", cluster::resume_node),
 ];

@@ -20,7 +20,7 @@ fn classes(tables: &ClassTables) -> String {
     for set in tables.namespaces() {
         for schema in set.classes() {
             let name = schema.name.as_str();
-            let is_ours = ["Msvm_", "MSCluster_", "Win32_"]
+            let is_ours = ["Msvm_", "MSCluster_", "Win32_", "CIM_DataFile"]
                 .iter()
                 .any(|prefix| name.starts_with(prefix));
             if !is_ours {

@@ -5,3 +5,4 @@ mod lab_document;
 mod provider;
 mod scenario;
 mod schema;
+mod wire;

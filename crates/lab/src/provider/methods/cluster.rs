@@ -252,6 +252,22 @@ pub(super) fn update_virtual_machine(call: &mut Call<'_>) -> Answer {
     }
 }
 
+/// `MoveToNewHost` of a shared volume: another node coordinates it.
+pub(super) fn move_volume(call: &mut Call<'_>) -> Answer {
+    let node = HostName::new(text(call, "HostName")?);
+    let wanted = name(call)?;
+    let cluster = call.estate.live_cluster(&call.host)?;
+    let storage = call.estate.storage();
+    let mut volumes = cluster.volumes.iter().filter_map(|id| storage.volume(*id));
+    let found = volumes
+        .find(|it| it.path().eq_ignore_ascii_case(&wanted))
+        .map(|it| it.id);
+    let id = found.ok_or_else(|| super::not_found(wanted))?;
+    let host = call.host.clone();
+    call.estate.move_volume(&host, id, &node)?;
+    Ok(Outcome::void())
+}
+
 /// `Pause` of a node: `DrainType` 0 keeps roles, 1 moves them.
 pub(super) fn pause_node(call: &mut Call<'_>) -> Answer {
     let drain = match call.inputs.number("DrainType")? {

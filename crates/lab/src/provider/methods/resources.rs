@@ -12,7 +12,7 @@ use super::arguments::{SettingsOf, Strictness, invalid_parameter};
 use super::management::{differences, not_supported, scene, target};
 use super::{Answer, Call, Refusal};
 use crate::estate::{
-    DeviceId, DiskSharing, DriveSpec, Realm, ResourceChange, ResourceRef, ResourceSpec,
+    DeviceId, DiskSharing, DriveSpec, Memory, Realm, ResourceChange, ResourceRef, ResourceSpec,
     ServiceName, ServiceSwitch, SwitchName, SystemTarget, VmId, WindowsPath,
 };
 use crate::provider::identity::{PartedId, ServiceKind, VIRTUALIZATION};
@@ -206,21 +206,8 @@ fn changes_of(
             ResourceChange::Medium { drive, path }
         }
         Part::Memory => {
-            only(&[
-                "VirtualQuantity",
-                "Reservation",
-                "Limit",
-                "DynamicMemoryEnabled",
-            ])?;
-            let mut memory = vm.settings.hardware.memory;
-            memory.startup_mib = number("VirtualQuantity", memory.startup_mib)?;
-            memory.minimum_mib = number("Reservation", memory.minimum_mib)?;
-            memory.maximum_mib = number("Limit", memory.maximum_mib)?;
-            let dynamic = given.opt_bool("DynamicMemoryEnabled");
-            memory.is_dynamic = dynamic
-                .map_err(|_| invalid_parameter())?
-                .unwrap_or(memory.is_dynamic);
-            ResourceChange::Memory(memory)
+            only(MEMORY)?;
+            ResourceChange::Memory(memory_of(given, vm.settings.hardware.memory)?)
         }
         Part::Processor => {
             only(&["VirtualQuantity"])?;
@@ -254,6 +241,29 @@ fn changes_of(
         _ => return Err(not_supported()),
     };
     Ok(vec![change])
+}
+
+/// Properties of memory that can be changed.
+const MEMORY: &[&str] = &[
+    "VirtualQuantity",
+    "Reservation",
+    "Limit",
+    "DynamicMemoryEnabled",
+];
+
+fn memory_of(given: &CimInstance, mut memory: Memory) -> Result<Memory, Refusal> {
+    for (name, field) in [
+        ("VirtualQuantity", &mut memory.startup_mib),
+        ("Reservation", &mut memory.minimum_mib),
+        ("Limit", &mut memory.maximum_mib),
+    ] {
+        let value = given.opt_u64(name).map_err(|_| invalid_parameter())?;
+        *field = value.unwrap_or(*field);
+    }
+    let dynamic = given.opt_bool("DynamicMemoryEnabled");
+    let dynamic = dynamic.map_err(|_| invalid_parameter())?;
+    memory.is_dynamic = dynamic.unwrap_or(memory.is_dynamic);
+    Ok(memory)
 }
 
 fn service_name(kind: ServiceKind) -> ServiceName {

@@ -143,6 +143,25 @@ pub(in crate::provider) fn processor_row(scene: &Scene<'_>) -> CimInstance {
         .with("SystemName", scene.host.name.to_string())
 }
 
+/// `CIM_DataFile`: of all files of a host only the management service's program, whose version is Hyper-V's.
+pub(in crate::provider) fn program_row(scene: &Scene<'_>) -> CimInstance {
+    row(&CIMV2, "CIM_DataFile")
+        .with("CSCreationClassName", "Win32_ComputerSystem")
+        .with("CSName", scene.host.name.to_string())
+        .with("Caption", "c:\\windows\\system32\\vmms.exe")
+        .with("CreationClassName", "CIM_LogicalFile")
+        .with("Description", "c:\\windows\\system32\\vmms.exe")
+        .with("Drive", "c:")
+        .with("Extension", "exe")
+        .with("FSCreationClassName", "Win32_FileSystem")
+        .with("FSName", "NTFS")
+        .with("FileName", "vmms")
+        .with("Manufacturer", "Microsoft Corporation")
+        .with("Name", "c:\\windows\\system32\\vmms.exe")
+        .with("Path", "\\windows\\system32\\")
+        .with("Version", format!("{}.1", version(scene.host.windows)))
+}
+
 /// `Win32_Volume`: the host's own volumes.
 pub(in crate::provider) fn volume_rows(scene: &Scene<'_>) -> Vec<CimInstance> {
     let storage = scene.estate.storage();

@@ -48,6 +48,59 @@ fn created(client: &dyn CimClient, job: &CimInstance) -> Vec<CimPath> {
         .collect()
 }
 
+/// The frozen files of a checkpoint.
+fn frozen(client: &dyn CimClient, guid: &str) -> Vec<String> {
+    let wql = format!(
+        "ASSOCIATORS OF {{Msvm_VirtualSystemSettingData.InstanceID='Microsoft:{guid}'}} WHERE \
+         ResultClass = Msvm_StorageAllocationSettingData"
+    );
+    let disks = client.query(&v2(), &wql).expect("disks");
+    let files = disks
+        .iter()
+        .map(|it| it.texts("HostResource").expect("a file"));
+    files.flatten().collect()
+}
+
+/// Asks what changed since a moment; some must have.
+fn assert_changed(client: &dyn CimClient, file: &str, limit: &str) {
+    let output = client
+        .invoke(
+            &service("Msvm_ImageManagementService"),
+            "GetVirtualDiskChanges",
+            &[
+                ("Path", CimValue::from(file)),
+                ("LimitId", CimValue::from(limit)),
+                ("ByteOffset", CimValue::from(0_u64)),
+                ("ByteLength", CimValue::from(16 * MIB)),
+            ],
+        )
+        .expect("changes");
+    assert_eq!(output.u32("ReturnValue").expect("0"), 0);
+    let offsets = output.u64s("ChangedByteOffsets").expect("offsets");
+    let lengths = output.u64s("ChangedByteLengths").expect("lengths");
+    assert_eq!(offsets.len(), lengths.len());
+    assert!(!offsets.is_empty(), "the guest wrote");
+    assert_eq!(output.u64("ProcessedByteLength").expect("all"), 16 * MIB);
+}
+
+/// Converts a checkpoint; the reference point.
+fn convert(client: &dyn CimClient, snapshot: &CimPath) -> CimInstance {
+    let output = client
+        .invoke(
+            &service(SNAPSHOTS),
+            "ConvertToReferencePoint",
+            &[
+                ("AffectedSnapshot", CimValue::from(snapshot)),
+                ("ReferencePointSettings", CimValue::from("")),
+            ],
+        )
+        .expect("ConvertToReferencePoint");
+    let done = succeed(client, &output);
+    let point = created(client, &done).remove(0);
+    assert_eq!(point.class, "Msvm_VirtualSystemReferencePoint");
+    client.get(&point).expect("the reference point")
+}
+
 #[test]
 fn a_recovery_checkpoint_becomes_a_reference_point_that_changes_are_asked_from() {
     let stage = Stage::new();
@@ -57,88 +110,44 @@ fn a_recovery_checkpoint_becomes_a_reference_point_that_changes_are_asked_from()
     let client = stage.client("HV01");
     request_state(&client, stage.sql01, 2);
     let vm = stage.system(stage.sql01);
-    let mut ids: Vec<(String, String)> = Vec::new();
-    for round in 0..2 {
+    let mut limit: Option<String> = None;
+    for _ in 0..2 {
         let output = create(&client, &vm, 1);
         assert_eq!(output.get("ResultingSnapshot"), None);
-        let job = output.reference("Job").expect("a job");
-        let running = client.get(&job).expect("the job");
+        let running = client.get(&output.reference("Job").expect("a job"));
+        let running = running.expect("the job");
         assert!(
             created(&client, &running).is_empty(),
             "nothing is made before the end"
         );
         let done = succeed(&client, &output);
-        let made = created(&client, &done);
-        let snapshot = client.get(&made[0]).expect("the checkpoint");
-        assert_eq!(
-            snapshot.text_ref("VirtualSystemType"),
-            Some("Microsoft:Hyper-V:Snapshot:Recovery")
-        );
+        let made = created(&client, &done).remove(0);
+        let snapshot = client.get(&made).expect("the checkpoint");
+        let kind = snapshot.text_ref("VirtualSystemType");
+        assert_eq!(kind, Some("Microsoft:Hyper-V:Snapshot:Recovery"));
         let guid = snapshot.text("ConfigurationID").expect("a GUID");
-        let disks = client
-            .query(
-                &v2(),
-                &format!(
-                    "ASSOCIATORS OF {{Msvm_VirtualSystemSettingData.InstanceID='Microsoft:{guid}'}} WHERE \
-                     ResultClass = Msvm_StorageAllocationSettingData"
-                ),
-            )
-            .expect("disks");
-        assert_eq!(disks.len(), 2);
-        let frozen = disks[0].texts("HostResource").expect("a file")[0].clone();
-        if let Some((_, limit)) = ids.first() {
-            let output = client
-                .invoke(
-                    &service("Msvm_ImageManagementService"),
-                    "GetVirtualDiskChanges",
-                    &[
-                        ("Path", CimValue::from(frozen.as_str())),
-                        ("LimitId", CimValue::from(limit.as_str())),
-                        ("ByteOffset", CimValue::from(0_u64)),
-                        ("ByteLength", CimValue::from(16 * MIB)),
-                    ],
-                )
-                .expect("changes");
-            assert_eq!(output.u32("ReturnValue").expect("0"), 0, "round {round}");
-            let offsets = output.u64s("ChangedByteOffsets").expect("offsets");
-            let lengths = output.u64s("ChangedByteLengths").expect("lengths");
-            assert_eq!(offsets.len(), lengths.len());
-            assert!(!offsets.is_empty(), "the guest wrote");
-            assert_eq!(output.u64("ProcessedByteLength").expect("all"), 16 * MIB);
+        let files = frozen(&client, &guid);
+        assert_eq!(files.len(), 2);
+        if let Some(limit) = &limit {
+            assert_changed(&client, &files[0], limit);
         }
-        let output = client
-            .invoke(
-                &service(SNAPSHOTS),
-                "ConvertToReferencePoint",
-                &[
-                    ("AffectedSnapshot", CimValue::from(&made[0])),
-                    ("ReferencePointSettings", CimValue::from("")),
-                ],
-            )
-            .expect("ConvertToReferencePoint");
-        let done = succeed(&client, &output);
-        let point = created(&client, &done);
-        assert_eq!(point[0].class, "Msvm_VirtualSystemReferencePoint");
-        let point = client.get(&point[0]).expect("the reference point");
+        let point = convert(&client, &made);
         assert_eq!(point.u16("ReferencePointType").expect("RCT"), 2);
-        let disks = point.texts("VirtualDiskIdentifiers").expect("disks");
+        assert_eq!(
+            point.texts("VirtualDiskIdentifiers").expect("disks").len(),
+            2
+        );
         let names = point
             .texts("ResilientChangeTrackingIdentifiers")
             .expect("names");
-        assert_eq!(disks.len(), 2);
-        ids = disks.into_iter().zip(names).collect();
+        assert_eq!(names.len(), 2);
+        limit = names.into_iter().next();
         assert!(
             client.get(&settings(&guid)).is_err(),
             "the checkpoint is gone"
         );
-        while client
-            .get(&vm)
-            .expect("the VM")
-            .u16s("OperationalStatus")
-            .expect("status")
-            .len()
-            > 1
-        {}
+        let status = || client.get(&vm).expect("the VM").u16s("OperationalStatus");
+        while status().expect("status").len() > 1 {}
     }
 }
 

@@ -5,8 +5,8 @@ use lab::provider::Role;
 use wsman::ErrorKind;
 use wsman::cim::{CimPath, CimValue};
 use wsman::client::CimClient;
-use wsman::message::{FaultCode, hresult};
-use wsman::server::CimProvider;
+use wsman::message::{Association, AssociationQuery, FaultCode, hresult};
+use wsman::server::{CimProvider, Operation};
 
 use super::checkpoints::snapshot_settings;
 use super::stage::{Plan, Stage, mscluster, request_state, service, v2};
@@ -187,6 +187,33 @@ fn a_host_that_takes_no_queries_still_enumerates() {
         )
         .expect("rows");
     assert_eq!(rows.len(), 1);
+}
+
+#[test]
+fn the_association_filter_is_taken_only_where_the_switch_is_kind() {
+    let stage = Stage::new();
+    let provider = stage.provider("HV01", Role::Administrator);
+    let query = AssociationQuery::of(Association::Associators, stage.system(stage.sql01))
+        .through("Msvm_SettingsDefineState");
+    for (answer, wql, is_taken) in [
+        (Answer::Pessimistic, None, false),
+        (Answer::Pessimistic, Some("ASSOCIATORS OF …"), true),
+        (Answer::Optimistic, None, true),
+    ] {
+        stage
+            .estate
+            .write(|it| it.set_switch(Switch::AssociationFilter, answer));
+        let operation = Operation::Enumerate {
+            namespace: &v2(),
+            query: wql,
+        };
+        let caller = stage.caller("HV01");
+        provider.admit(&operation, &caller).expect("rights");
+        match provider.related(&query, &caller) {
+            Ok(rows) => assert!(is_taken && rows.len() == 1),
+            Err(fault) => assert!(!is_taken && fault.code == FaultCode::CannotProcessFilter),
+        }
+    }
 }
 
 #[test]

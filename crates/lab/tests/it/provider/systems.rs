@@ -67,73 +67,41 @@ fn add(client: &dyn CimClient, of: &CimPath, text: &str) -> CimInstance {
     succeed(client, &output)
 }
 
-#[test]
-fn a_system_is_defined_given_a_disk_started_and_taken_apart_again() {
-    let stage = Stage::new();
-    let client = stage.client("HV01");
-    let vsms = service(VSMS);
+/// Defines a system of generation 2; its path.
+fn define(client: &dyn CimClient, name: &str) -> CimPath {
     let text = instance(
         "Msvm_VirtualSystemSettingData",
         &[
-            property("ElementName", "string", "new01"),
+            property("ElementName", "string", name),
             property(
                 "VirtualSystemSubType",
                 "string",
                 "Microsoft:Hyper-V:SubType:2",
             ),
-            property("ConfigurationDataRoot", "string", "D:\\vm\\new01"),
+            property(
+                "ConfigurationDataRoot",
+                "string",
+                &format!("D:\\vm\\{name}"),
+            ),
         ],
     );
     let output = client
         .invoke(
-            &vsms,
+            &service(VSMS),
             "DefineSystem",
             &[("SystemSettings", CimValue::from(text))],
         )
         .expect("DefineSystem");
-    let job = succeed(&client, &output);
-    let system = made(&client, &job, "Msvm_ComputerSystem");
-    let guid = system.key("Name").expect("a GUID");
-    let of = settings(&guid);
-    let rasd = "Msvm_ResourceAllocationSettingData";
-    let controller = instance(
-        rasd,
-        &[property(
-            "ResourceSubType",
-            "string",
-            "Microsoft:Hyper-V:Synthetic SCSI Controller",
-        )],
-    );
-    let job = add(&client, &of, &controller);
-    let controller = made(&client, &job, rasd);
-    let drive = instance(
-        rasd,
-        &[
-            property(
-                "ResourceSubType",
-                "string",
-                "Microsoft:Hyper-V:Synthetic Disk Drive",
-            ),
-            property(
-                "Parent",
-                "string",
-                &controller.to_text(Some("HV01")).replace('"', "&quot;"),
-            ),
-            property("AddressOnParent", "string", "3"),
-        ],
-    );
-    let job = add(&client, &of, &drive);
-    let drive = made(&client, &job, rasd);
-    assert!(
-        drive
-            .key("InstanceID")
-            .is_some_and(|id| id.ends_with("\\0\\3\\D")),
-        "{drive:?}"
-    );
+    let job = succeed(client, &output);
+    made(client, &job, "Msvm_ComputerSystem")
+}
+
+/// Makes an empty disk, as a job of the image service.
+fn create_disk(client: &dyn CimClient, file: &str) {
     let disk = instance(
         "Msvm_VirtualHardDiskSettingData",
         &[
-            property("Path", "string", "D:\\vm\\new01\\new01.vhdx"),
+            property("Path", "string", file),
             property("Format", "uint16", "3"),
             property("Type", "uint16", "3"),
             property("MaxInternalSize", "uint64", "16777216"),
@@ -150,26 +118,62 @@ fn a_system_is_defined_given_a_disk_started_and_taken_apart_again() {
         output.reference("Job").expect("a job").class,
         "Msvm_StorageJob"
     );
-    succeed(&client, &output);
-    let medium = instance(
-        "Msvm_StorageAllocationSettingData",
+    succeed(client, &output);
+}
+
+fn sub_type(name: &str) -> String {
+    property(
+        "ResourceSubType",
+        "string",
+        &format!("Microsoft:Hyper-V:{name}"),
+    )
+}
+
+fn parent(path: &CimPath) -> String {
+    let text = path.to_text(Some("HV01")).replace('"', "&quot;");
+    property("Parent", "string", &text)
+}
+
+/// Gives a system a controller, a drive in slot 3 and a disk in it; paths of drive and disk.
+fn add_disk(client: &dyn CimClient, of: &CimPath, file: &str) -> (CimPath, CimPath) {
+    let rasd = "Msvm_ResourceAllocationSettingData";
+    let controller = instance(rasd, &[sub_type("Synthetic SCSI Controller")]);
+    let controller = made(client, &add(client, of, &controller), rasd);
+    let drive = instance(
+        rasd,
         &[
-            property(
-                "ResourceSubType",
-                "string",
-                "Microsoft:Hyper-V:Virtual Hard Disk",
-            ),
-            property(
-                "Parent",
-                "string",
-                &drive.to_text(Some("HV01")).replace('"', "&quot;"),
-            ),
-            array("HostResource", "D:\\vm\\new01\\new01.vhdx"),
+            sub_type("Synthetic Disk Drive"),
+            parent(&controller),
+            property("AddressOnParent", "string", "3"),
         ],
     );
-    let job = add(&client, &of, &medium);
-    let medium = made(&client, &job, "Msvm_StorageAllocationSettingData");
-    let id = system.key("Name").expect("a GUID").parse().expect("an id");
+    let drive = made(client, &add(client, of, &drive), rasd);
+    let id = drive.key("InstanceID").expect("an id");
+    assert!(id.ends_with("\\0\\3\\D"), "{id}");
+    create_disk(client, file);
+    let sasd = "Msvm_StorageAllocationSettingData";
+    let medium = instance(
+        sasd,
+        &[
+            sub_type("Virtual Hard Disk"),
+            parent(&drive),
+            array("HostResource", file),
+        ],
+    );
+    let medium = made(client, &add(client, of, &medium), sasd);
+    (drive, medium)
+}
+
+#[test]
+fn a_system_is_defined_given_a_disk_started_and_taken_apart_again() {
+    let stage = Stage::new();
+    let client = stage.client("HV01");
+    let vsms = service(VSMS);
+    let system = define(&client, "new01");
+    let guid = system.key("Name").expect("a GUID");
+    let file = "D:\\vm\\new01\\new01.vhdx";
+    let (drive, medium) = add_disk(&client, &settings(&guid), file);
+    let id = guid.parse().expect("an id");
     request_state(&client, id, 2);
     request_state(&client, id, 3);
     let remove = |path: &CimPath| {
@@ -187,14 +191,9 @@ fn a_system_is_defined_given_a_disk_started_and_taken_apart_again() {
     assert_eq!(code, Some(hresult::FAILED));
     succeed(&client, &remove(&medium).expect("the medium"));
     succeed(&client, &remove(&drive).expect("the drive"));
-    let output = client
-        .invoke(
-            &vsms,
-            "DestroySystem",
-            &[("AffectedSystem", CimValue::from(&system))],
-        )
-        .expect("DestroySystem");
-    succeed(&client, &output);
+    let parameters = [("AffectedSystem", CimValue::from(&system))];
+    let output = client.invoke(&vsms, "DestroySystem", &parameters);
+    succeed(&client, &output.expect("DestroySystem"));
     assert!(client.get(&system).is_err());
 }
 
