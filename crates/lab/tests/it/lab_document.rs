@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::path::PathBuf;
 
-use lab::estate::WindowsGeneration;
+use lab::estate::{Switch, WindowsGeneration};
 use lab::provider::{Coverage, HostProvider};
 use lab::schema::ClassTables;
 use wsman::cim::ClassName;
@@ -93,4 +93,16 @@ fn the_document_says_which_classes_and_methods_are_modelled() {
         now == wanted,
         "docs/LAB.md is behind the code: run this test with HIKAE_WRITE_TABLES=1"
     );
+}
+
+#[test]
+fn the_document_tells_both_answers_of_every_switch() {
+    let text = std::fs::read_to_string(document()).expect("docs/LAB.md");
+    let told: Vec<&str> = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("| `")?.split_once("` |"))
+        .map(|(name, _)| name)
+        .collect();
+    let known: Vec<&str> = Switch::ALL.iter().map(|switch| switch.name()).collect();
+    assert_eq!(told, known);
 }
