@@ -12,8 +12,10 @@ mod query;
 mod service;
 mod shelf;
 mod transport;
+mod transport_hand;
 #[cfg(feature = "kerberos")]
 mod transport_kerberos;
+mod transport_lies;
 mod transport_python;
 mod transport_raw;
 mod transport_stage;
