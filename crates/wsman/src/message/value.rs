@@ -16,7 +16,7 @@ use std::collections::BTreeMap;
 
 use super::uri::{ResourceTarget, ResourceUri};
 use crate::cim::{CimDatetime, CimInstance, CimInterval, CimPath, CimValue, ClassName, Namespace};
-use crate::schema::{Arity, ClassSchema};
+use crate::schema::{Arity, ClassSchema, ValueSchema};
 use crate::xml::{Element, XmlWriter, namespace};
 use crate::{Error, Result};
 
@@ -348,6 +348,11 @@ pub(crate) fn write_properties(
         }
         return Ok(());
     };
+    // An instance in place of its text: some outputs are element trees although MOF declares a string.
+    let fits = |declared: &ValueSchema, value: &CimValue| {
+        declared.cim_type.fits(value)
+            || declared.embedded.is_some() && matches!(value, CimValue::Instance(_))
+    };
     // Both are in the order of names: one walk.
     let mut given = instance.properties.iter().peekable();
     for (name, declared) in &schema.properties {
@@ -359,9 +364,9 @@ pub(crate) fn write_properties(
             }
             (None | Some(CimValue::Null), Arity::Many) => continue,
             (Some(CimValue::Array(values)), Arity::Many) => {
-                values.iter().all(|it| declared.cim_type.fits(it))
+                values.iter().all(|it| fits(declared, it))
             }
-            (Some(value), Arity::One) => declared.cim_type.fits(value),
+            (Some(value), Arity::One) => fits(declared, value),
             (Some(_), Arity::Many) => false,
         };
         let value = value.filter(|_| is_right).ok_or_else(|| {

@@ -177,7 +177,7 @@ impl Parser {
         if let Some(left) = self.literal() {
             let comparison = turned(self.comparison()?);
             let property = self.property()?;
-            return Ok(Condition::Compare(property, comparison, left));
+            return self.compared(property, comparison, left);
         }
         let property = self.property()?;
         if self.takes_word("IS") {
@@ -206,6 +206,15 @@ impl Parser {
         let literal = self
             .literal()
             .ok_or_else(|| self.error("a value expected"))?;
+        self.compared(property, comparison, literal)
+    }
+
+    fn compared(
+        &self,
+        property: PropertyName,
+        comparison: Comparison,
+        literal: Literal,
+    ) -> Result<Condition> {
         match (comparison, literal) {
             (Comparison::Equal, Literal::Null) => Ok(Condition::IsNull(property)),
             (Comparison::NotEqual, Literal::Null) => {

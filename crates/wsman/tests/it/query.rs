@@ -66,7 +66,7 @@ fn conditions_hold_as_in_wmi() {
         "WireNumber > 5 AND WireNumber < 100",
         "Flag = TRUE AND WireFlag = false",
         "When > '20260101000000.000000+000' AND When < '2026-03-02T09:11:28Z'",
-        "Nothing IS NULL AND Absent IS NULL AND Nothing = NULL",
+        "Nothing IS NULL AND Absent IS NULL AND Nothing = NULL AND NULL = Nothing AND NULL <> Name",
         "Name IS NOT NULL AND Name <> NULL",
         "NOT (Nothing = 1)",
         "PrivateProperties.VmID = 'ABC-def'",
