@@ -306,6 +306,23 @@ fn a_release_waits_for_a_host_that_is_busy() {
 }
 
 #[test]
+fn where_checkpoints_are_not_destroyed_they_become_points_that_are() {
+    let scene = scene();
+    let made = scene.create(crash()).expect("a checkpoint");
+    for _ in 0..3 {
+        scene.estate.nodes[0].act("DestroySnapshot", Act::Return(32_775));
+    }
+    let released = scene
+        .driver
+        .release(&made.reference, &scene.custody, &CancelToken::new())
+        .expect("released");
+    assert_eq!(released.was, Presence::Removed);
+    assert_eq!(scene.estate.nodes[0].calls("ConvertToReferencePoint"), 1);
+    assert_eq!(scene.estate.nodes[0].points(vm(1)), Vec::<String>::new());
+    scene.assert_clean();
+}
+
+#[test]
 fn a_machine_that_moved_is_released_where_it_is() {
     let scene = scene();
     let made = scene.create(crash()).expect("a checkpoint");

@@ -17,10 +17,12 @@ use crate::checkpoint::{MergeState, Presence, Released, Warning, WarningCode};
 use crate::clock::CancelToken;
 use crate::custody::{Closing, Custody, HeldKind, MachineMark, Mark};
 use crate::error::chain_text;
-use crate::facts::{Activity, DiskFacts};
+use crate::facts::{Activity, CheckpointKind, DiskFacts};
 use crate::ids::{CheckpointRef, TrackingPointRef, VmId};
 use crate::{Error, ErrorKind, Result};
 
+/// How often a host may refuse to destroy a checkpoint before another way is taken.
+const REFUSALS: usize = 3;
 /// Values of `EnabledState` of merging.
 const MERGING_OFF: u64 = 0;
 const MERGING_ON: u64 = 1;
@@ -41,7 +43,7 @@ impl HyperV {
             None => Presence::Absent,
             Some(row) => {
                 self.prove_ours(reference, &row, custody)?;
-                self.destroy_present(reference, &mut warnings, cancel)?;
+                self.destroy_present(reference, custody, &mut warnings, cancel)?;
                 Presence::Removed
             }
         };
@@ -97,11 +99,13 @@ impl HyperV {
     fn destroy_present(
         &self,
         reference: &CheckpointRef,
+        custody: &Custody,
         warnings: &mut Vec<Warning>,
         cancel: &CancelToken,
     ) -> Result<()> {
         let what = format!("destroying checkpoint {}", reference.checkpoint);
         let mut last: Option<Error> = None;
+        let mut refusals = 0_usize;
         let gone = self.poll(self.options.busy_timeout, &what, cancel, || {
             let step = self.on_owner(reference.vm, cancel, |node| {
                 self.resume_merging(node, reference.vm, warnings, cancel);
@@ -122,6 +126,13 @@ impl HyperV {
             });
             match step {
                 Ok(_) => Ok(Some(())),
+                Err(error) if is_refusal(&error) => {
+                    refusals = refusals.saturating_add(1);
+                    last = Some(error);
+                    let is_gone = refusals % REFUSALS == 0
+                        && self.convert_away(reference, custody, warnings, cancel)?;
+                    Ok(is_gone.then_some(()))
+                }
                 Err(error) if may_pass(&error) => {
                     last = Some(error);
                     Ok(None)
@@ -134,6 +145,38 @@ impl HyperV {
             (None, Some(error)) => Err(error.within(what)),
             (None, None) => Err(Error::new(ErrorKind::TimedOut, what)),
         }
+    }
+
+    /// The other way to be rid of a recovery checkpoint, on a host that does not destroy it: it becomes a reference point, which is
+    /// destroyed. `false` when that is no way here, or not now.
+    fn convert_away(
+        &self,
+        reference: &CheckpointRef,
+        custody: &Custody,
+        warnings: &mut Vec<Warning>,
+        cancel: &CancelToken,
+    ) -> Result<bool> {
+        let vm = reference.vm;
+        let (may_convert, _) = self.on_owner(vm, cancel, |node| {
+            let all = self.checkpoints_on(node, vm)?;
+            let is_recovery = all
+                .iter()
+                .any(|it| it.id == reference.checkpoint && it.kind == CheckpointKind::Recovery);
+            Ok(is_recovery && self.activities_on(node, vm)?.is_empty())
+        })?;
+        if !may_convert {
+            return Ok(false);
+        }
+        let point = match self.make_point(reference, custody, warnings, cancel) {
+            Ok((_, _, point)) => TrackingPointRef { vm, point },
+            Err(error) if is_refusal(&error) || is_passing(&error) => return Ok(false),
+            Err(error) => return Err(error),
+        };
+        self.destroy_point(&point, custody, cancel)?;
+        let (left, _) = self.on_owner(vm, cancel, |node| {
+            find_with_machine(node, vm, &node.checkpoint(&reference.checkpoint))
+        })?;
+        Ok(left.is_none())
     }
 
     pub(super) fn destroy_point(
@@ -320,6 +363,14 @@ impl HyperV {
 /// Whether waiting may help: somebody else is at it.
 fn may_pass(error: &Error) -> bool {
     is_passing(error) || error.kind() == ErrorKind::State
+}
+
+/// Whether the host says that it will not, as against: not now.
+fn is_refusal(error: &Error) -> bool {
+    matches!(
+        error.kind(),
+        ErrorKind::State | ErrorKind::Unsupported | ErrorKind::Invalid
+    )
 }
 
 fn is_difference(extension: Option<&str>) -> bool {

@@ -1,5 +1,6 @@
 //! From a checkpoint that was read to a reference point, and the tokens that belong to the version.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use wsman::cim::{CimInstance, CimValue};
@@ -70,10 +71,36 @@ impl HyperV {
         let reference = &checkpoint.reference;
         let vm = reference.vm;
         let mut warnings = Vec::new();
+        let (node, row, id) = self.make_point(reference, custody, &mut warnings, cancel)?;
+        let mark = MachineMark {
+            kind: HeldKind::TrackingPoint,
+            mark: custody.mark().clone(),
+            id: Some(id.to_string()),
+        };
+        self.mark_machine(&node, vm, &mark, &mut warnings);
+        self.close_converted(reference, custody)?;
+        let tokens = tokens_of(&row, checkpoint, &mut warnings);
+        Ok(Settled {
+            point: Some(TrackingPointRef { vm, point: id }),
+            tokens,
+            node: node.name().clone(),
+            warnings,
+        })
+    }
+
+    /// Asks the host to turn a checkpoint into a point, with the journal before and after.
+    pub(super) fn make_point(
+        &self,
+        reference: &CheckpointRef,
+        custody: &Custody,
+        warnings: &mut Vec<Warning>,
+        cancel: &CancelToken,
+    ) -> Result<(Arc<Node>, CimInstance, TrackingPointId)> {
+        let vm = reference.vm;
         let (node, _) = self.find_owner(vm, cancel)?;
         settings_of(&node, reference)?;
         // Converting lets the host merge: with merging switched off, the difference files would stay for good.
-        self.resume_merging(&node, vm, &mut warnings, cancel);
+        self.resume_merging(&node, vm, warnings, cancel);
         let before: Vec<String> = points_on(&node, vm)?
             .iter()
             .filter_map(|row| text(row, "InstanceID"))
@@ -107,20 +134,7 @@ impl HyperV {
         };
         let id = TrackingPointId::new(text(&row, "InstanceID").unwrap_or_default())?;
         custody.made(entry, id.as_str())?;
-        let mark = MachineMark {
-            kind: HeldKind::TrackingPoint,
-            mark: custody.mark().clone(),
-            id: Some(id.to_string()),
-        };
-        self.mark_machine(&node, vm, &mark, &mut warnings);
-        self.close_converted(reference, custody)?;
-        let tokens = tokens_of(&row, checkpoint, &mut warnings);
-        Ok(Settled {
-            point: Some(TrackingPointRef { vm, point: id }),
-            tokens,
-            node: node.name().clone(),
-            warnings,
-        })
+        Ok((node, row, id))
     }
 
     /// The checkpoint goes with the conversion: its entry is closed when it is seen to be gone.
