@@ -64,6 +64,9 @@ impl Run {
                 self.rig.estate.crash_host(&host).unwrap();
                 self.rig.estate.start_host(&host).unwrap();
                 self.rig.pass(130);
+                while self.is_busy() {
+                    self.rig.pass(1);
+                }
                 self.named.clear();
                 return;
             }
@@ -122,6 +125,11 @@ impl Run {
                 self.named.clear();
             }
         }
+    }
+
+    fn is_busy(&self) -> bool {
+        let vm = self.rig.estate.vm(&self.rig.host, self.rig.vm).unwrap();
+        vm.activity.is_some()
     }
 
     fn pick(&self, which: u8) -> Option<CheckpointId> {
@@ -255,7 +263,7 @@ fn run(seed: u64, generation: VmGeneration, os: GuestOs, acts: &[Act]) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 20, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn whatever_is_asked_frozen_bytes_stay_chains_hold_and_tracking_tells_enough(
