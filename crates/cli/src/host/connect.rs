@@ -217,13 +217,23 @@ impl Hosts {
     /// A host as a node of the driver, under the name that it gives itself.
     fn node(&self, entry: &HostEntry) -> anyhow::Result<NodeConnection> {
         let client = self.client(entry)?;
-        // A host that says nothing is told of by the driver, under the name that it has here.
         let name = match own_name(&client) {
             Ok(Some(name)) => name,
+            // An account that is refused is not tried again and again, so that nobody locks it.
+            Err(error) if is_denied(&error) => return Err(anyhow::Error::new(error)),
+            // A host that says nothing is told of by the driver, under the name that it has here.
             Ok(None) | Err(_) => NodeName::new(&entry.name)?,
         };
         Ok(connection(name, client))
     }
+}
+
+/// Whether a host refused an account, or we the host.
+fn is_denied(error: &wsman::Error) -> bool {
+    matches!(
+        error.kind(),
+        wsman::ErrorKind::Unauthorized | wsman::ErrorKind::AccessDenied | wsman::ErrorKind::Refused
+    )
 }
 
 /// The name that a host gives itself.
@@ -347,17 +357,28 @@ impl Estate {
             match hosts.node(entry) {
                 Ok(node) => nodes.push(node),
                 Err(error) => {
-                    problems.push(NodeProblem {
-                        node: NodeName::new(&entry.name)?,
-                        kind: host::ErrorKind::Invalid,
-                        text: format!("{error:#}"),
-                    });
-                    first.get_or_insert(error);
+                    let below = error.downcast_ref::<wsman::Error>();
+                    let kind = if below.is_some_and(is_denied) {
+                        host::ErrorKind::Denied
+                    } else {
+                        host::ErrorKind::Invalid
+                    };
+                    let text = format!("{error:#}");
+                    let node = NodeName::new(&entry.name)?;
+                    problems.push(NodeProblem { node, kind, text });
+                    first.get_or_insert((kind, error));
                 }
             }
         }
-        if let (true, Some(error)) = (nodes.is_empty(), first) {
-            return Err(error);
+        if let (true, Some((kind, error))) = (nodes.is_empty(), first) {
+            if kind != host::ErrorKind::Denied {
+                return Err(error);
+            }
+            let names: Vec<&str> = problems.iter().map(|it| it.node.as_str()).collect();
+            let what = format!("no host lets us in ({})", names.join(", "));
+            let problem = engine::Error::new(engine::ErrorKind::Denied, what);
+            let below: Box<dyn std::error::Error + Send + Sync> = error.into();
+            return Err(anyhow::Error::new(problem.caused_by(below)));
         }
         let like = chosen.first().context("no host was chosen")?.clone();
         let cancel = hosts.cancel.clone();
@@ -401,7 +422,8 @@ pub fn failed(error: host::Error) -> anyhow::Error {
         Below::Io | Below::Custody => (Above::Io, None),
         _ => (Above::HostFailed, None),
     };
-    let problem = engine::Error::new(kind, "the host");
+    // The same text twice in a row is told once.
+    let problem = engine::Error::new(kind, error.to_string());
     let problem = match advice {
         Some(advice) => problem.advised(advice),
         None => problem,

@@ -1,7 +1,7 @@
 //! `hikae host show`: how one host is reached, what it is, and the cluster that it belongs to.
 
 use host::boundary::ClusterMembership;
-use host::cluster::ClusterFacts;
+use host::cluster::{ClusterFacts, ClusterNode, SharedVolume};
 use serde::Serialize;
 
 use super::check::{self, HostReport, Outcome};
@@ -14,7 +14,25 @@ use crate::output::{Output, Table};
 struct Report<'a> {
     host: &'a HostEntry,
     check: HostReport,
-    clusters: Vec<ClusterFacts>,
+    clusters: Vec<ClusterReport>,
+}
+
+/// A cluster without its roles: which machine has which is told by `vm show`, which knows how to tell them apart.
+#[derive(Serialize)]
+struct ClusterReport {
+    name: String,
+    nodes: Vec<ClusterNode>,
+    volumes: Vec<SharedVolume>,
+}
+
+impl From<ClusterFacts> for ClusterReport {
+    fn from(facts: ClusterFacts) -> Self {
+        Self {
+            name: facts.name,
+            nodes: facts.nodes,
+            volumes: facts.volumes,
+        }
+    }
 }
 
 /// Runs the verb.
@@ -23,7 +41,8 @@ pub fn run(registry: &Registry, name: &str, output: &Output) -> anyhow::Result<E
     let check = check::check(&Hosts::of(vec![entry.clone()])?, entry);
     let clusters = if check.ok {
         let estate = Estate::over(registry, std::slice::from_ref(entry))?;
-        estate.driver.clusters(&estate.cancel).map_err(failed)?
+        let found = estate.driver.clusters(&estate.cancel).map_err(failed)?;
+        found.into_iter().map(ClusterReport::from).collect()
     } else {
         Vec::new()
     };
@@ -83,7 +102,6 @@ fn text(report: &Report<'_>) -> String {
             ]);
         }
         text.push_str(&table.to_string());
-        text.push_str(&format!("{} machines have a role\n", cluster.roles.len()));
     }
     if !report.check.ok {
         text.push_str(&format!("Next: hikae host check {}\n", host.name));
