@@ -1,8 +1,10 @@
 //! Defining, exporting, importing and changing systems: what a restore needs.
 
+use std::path::PathBuf;
+
 use lab::estate::{
     Affected, ConsistencyLevel, DiskSharing, DriveSpec, ExportFolder, ExportRequest, ExportStorage,
-    ImportId, MergeState, PowerState, Realm, ResourceChange, ResourceRef, ResourceSpec,
+    HostName, ImportId, MergeState, PowerState, Realm, ResourceChange, ResourceRef, ResourceSpec,
     SystemChange, SystemDefinition, SystemTarget, VmGeneration, VmId,
 };
 use lab::guest::{Consistency, Health};
@@ -30,6 +32,52 @@ impl Rig {
     }
 }
 
+/// A backup product puts configuration and disks onto another host by itself.
+fn put_there(rig: &mut Rig, target: &HostName, files: &[PathBuf], disks: &[Vec<u8>]) {
+    let folder = rig.estate.backing(target, &path(r"D:\restored")).unwrap();
+    std::fs::create_dir_all(&folder).unwrap();
+    for file in files {
+        std::fs::copy(file, folder.join(file.file_name().unwrap())).unwrap();
+    }
+    for (bytes, name) in disks.iter().zip(["a.vhdx", "b.vhdx"]) {
+        let options = vdisk::image::CreateOptions {
+            size_bytes: bytes.len() as u64,
+            profile: vdisk::image::ImageProfile::of(vdisk::Format::Vhdx),
+            if_exists: vdisk::image::IfExists::Refuse,
+            ids: vdisk::vhdx::IdSource::seeded(5),
+            unix_seconds: 0,
+        };
+        let writer = vdisk::image::create(&folder.join(name), &options).unwrap();
+        writer.write_at(0, bytes).unwrap();
+        writer.finish().unwrap();
+    }
+}
+
+/// The disks of a planned system are elsewhere.
+fn point_planned(rig: &mut Rig, vm: VmId, files: [&str; 2]) {
+    let target = rig.host.clone();
+    let planned = rig.estate.planned(&target, vm).unwrap();
+    assert_eq!(planned.settings.name, "sql01");
+    let drives: Vec<_> = planned
+        .settings
+        .hardware
+        .disks()
+        .map(|(at, _)| at)
+        .collect();
+    let changes = drives.iter().zip(files);
+    let changes = changes
+        .map(|(drive, file)| ResourceChange::Medium {
+            drive: *drive,
+            path: path(file),
+        })
+        .collect();
+    let started = rig
+        .estate
+        .modify_resources(&target, SystemTarget::Planned(vm), changes)
+        .unwrap();
+    rig.wait(&started).unwrap();
+}
+
 #[test]
 fn a_checkpoint_is_restored_to_another_host_by_its_files_alone() {
     let mut rig = Rig::new();
@@ -45,26 +93,8 @@ fn a_checkpoint_is_restored_to_another_host_by_its_files_alone() {
         .map(|it| rig.estate.backing(&rig.host, it).unwrap())
         .collect();
     assert!(source.iter().all(|it| it.is_file()), "{source:?}");
-    // A backup product puts configuration and disks onto the other host by itself.
     let target = rig.add_host("HV02");
-    let folder = rig.estate.backing(&target, &path(r"D:\restored")).unwrap();
-    std::fs::create_dir_all(&folder).unwrap();
-    for file in &source {
-        std::fs::copy(file, folder.join(file.file_name().unwrap())).unwrap();
-    }
-    let sources = rig.bytes(&files);
-    for (bytes, name) in sources.iter().zip(["a.vhdx", "b.vhdx"]) {
-        let options = vdisk::image::CreateOptions {
-            size_bytes: bytes.len() as u64,
-            profile: vdisk::image::ImageProfile::of(vdisk::Format::Vhdx),
-            if_exists: vdisk::image::IfExists::Refuse,
-            ids: vdisk::vhdx::IdSource::seeded(5),
-            unix_seconds: 0,
-        };
-        let writer = vdisk::image::create(&folder.join(name), &options).unwrap();
-        writer.write_at(0, bytes).unwrap();
-        writer.finish().unwrap();
-    }
+    put_there(&mut rig, &target, &source, &frozen);
     let checkpoint = rig.vm;
     rig.host = target.clone();
     let vm = rig
@@ -76,28 +106,7 @@ fn a_checkpoint_is_restored_to_another_host_by_its_files_alone() {
         rig.wait(&started).unwrap_err().code,
         ReturnCode::FileNotFound
     );
-    let planned = rig.estate.planned(&target, vm).unwrap();
-    assert_eq!(planned.settings.name, "sql01");
-    let drives: Vec<_> = planned
-        .settings
-        .hardware
-        .disks()
-        .map(|(at, _)| at)
-        .collect();
-    let changes = drives
-        .iter()
-        .zip([r"D:\restored\a.vhdx", r"D:\restored\b.vhdx"]);
-    let changes = changes
-        .map(|(drive, file)| ResourceChange::Medium {
-            drive: *drive,
-            path: path(file),
-        })
-        .collect();
-    let started = rig
-        .estate
-        .modify_resources(&target, SystemTarget::Planned(vm), changes)
-        .unwrap();
-    rig.wait(&started).unwrap();
+    point_planned(&mut rig, vm, [r"D:\restored\a.vhdx", r"D:\restored\b.vhdx"]);
     let started = rig.estate.validate_planned(&target, vm).unwrap();
     rig.wait(&started).unwrap();
     let started = rig.estate.realize_planned(&target, vm).unwrap();
@@ -296,14 +305,6 @@ fn a_vm_is_built_piece_by_piece_and_taken_apart_in_order() {
     remove(&mut rig, ResourceRef::Medium(drive)).unwrap();
     remove(&mut rig, ResourceRef::Drive(drive)).unwrap();
     remove(&mut rig, ResourceRef::Controller(controller)).unwrap();
-    let change = SystemChange {
-        name: Some("renamed".into()),
-        notes: Some("two".into()),
-        ..SystemChange::default()
-    };
-    let started = rig.estate.modify_system(&host, target, change).unwrap();
-    rig.wait(&started).unwrap();
-    assert_eq!(rig.estate.vms_named("Renamed").count(), 1);
     let started = rig.estate.destroy_system(&host, target).unwrap();
     rig.wait(&started).unwrap();
     assert!(rig.estate.vm(&host, id).is_err());
@@ -354,4 +355,21 @@ fn host_items_are_kept_on_the_vm() {
         .set_host_item(&host, vm, "hikae", None)
         .unwrap_err();
     assert_eq!(code(&error), ReturnCode::InvalidParameter);
+}
+
+#[test]
+fn a_vm_is_renamed_and_noted_on() {
+    let mut rig = Rig::new();
+    let host = rig.host.clone();
+    let target = SystemTarget::Realized(rig.vm);
+    let change = SystemChange {
+        name: Some("renamed".into()),
+        notes: Some("two".into()),
+        ..SystemChange::default()
+    };
+    let started = rig.estate.modify_system(&host, target, change).unwrap();
+    rig.wait(&started).unwrap();
+    assert_eq!(rig.estate.vms_named("Renamed").count(), 1);
+    let of = rig.estate.vm(&host, rig.vm).unwrap();
+    assert_eq!(of.settings.notes, "two");
 }

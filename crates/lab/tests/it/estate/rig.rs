@@ -93,11 +93,11 @@ impl Rig {
             Started::UnnamedJob => panic!("the job has no name"),
             Started::Job(id) => *id,
         };
-        let host = self.estate.hosts().map(|it| it.name.clone());
-        let host = host
-            .filter(|host| self.estate.job(host, id).is_ok())
-            .next()
+        let mut hosts = self.estate.hosts().map(|it| it.name.clone());
+        let host = hosts
+            .find(|host| self.estate.job(host, id).is_ok())
             .expect("the job is on a host");
+        drop(hosts);
         for _ in 0..10_000 {
             let job = self.estate.job(&host, id).unwrap();
             match job.state {
