@@ -61,6 +61,10 @@ const PACKAGES: &[Package] = &[
     package("ntfs-3g", &["ntfs-3g", "--version"]),
     package("procps", &["pgrep", "--version"]),
     package("python3", &["python3", "--version"]),
+    package(
+        "python3-dev",
+        &["sh", "-c", "ls /usr/include/python3*/Python.h | grep -q ."],
+    ),
     package("python3-libnbd", &["/usr/bin/python3", "-c", "import nbd"]),
     package("python3-libvhdi", &["python3", "-c", "import pyvhdi"]),
     package("python3-venv", &["python3", "-c", "import ensurepip, venv"]),
