@@ -129,7 +129,7 @@ impl HyperV {
                 Err(error) if is_refusal(&error) => {
                     refusals = refusals.saturating_add(1);
                     last = Some(error);
-                    let is_gone = refusals % REFUSALS == 0
+                    let is_gone = refusals.is_multiple_of(REFUSALS)
                         && self.convert_away(reference, custody, warnings, cancel)?;
                     Ok(is_gone.then_some(()))
                 }
