@@ -63,7 +63,10 @@ impl CancelToken {
         let start = Instant::now();
         let mut state = self.shared.lock();
         while !state.is_cancelled {
-            let Some(left) = timeout.checked_sub(start.elapsed()).filter(|it| !it.is_zero()) else {
+            let Some(left) = timeout
+                .checked_sub(start.elapsed())
+                .filter(|it| !it.is_zero())
+            else {
                 return false;
             };
             state = self

@@ -69,7 +69,10 @@ fn messages(folder: &Path, own: &Path) -> Result<usize> {
     let mut count = 0;
     for entry in std::fs::read_dir(folder).with_context(|| folder.display().to_string())? {
         let path = entry?.path();
-        if let Some(name) = path.file_name().filter(|_| path.extension().is_some_and(|it| it == "xml")) {
+        if let Some(name) = path
+            .file_name()
+            .filter(|_| path.extension().is_some_and(|it| it == "xml"))
+        {
             std::fs::copy(&path, own.join(name)).with_context(|| path.display().to_string())?;
             count += 1;
         }

@@ -338,7 +338,9 @@ fn a_wrong_password_is_unauthorized_to_pyspnego_too() {
 
 #[test]
 fn ntlm_as_second_choice_needs_a_signed_list_of_choices() {
-    let Some(python) = python("spnego") else { return };
+    let Some(python) = python("spnego") else {
+        return;
+    };
     let server = start(server_options());
     let port = server.address().port().to_string();
     for (mode, start) in [("signed", "200 <s:Envelope"), ("unsigned", "401")] {

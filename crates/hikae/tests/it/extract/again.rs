@@ -84,7 +84,10 @@ fn runs_that_verify_or_hash_read_what_an_earlier_run_had_finished() {
                 let is_plain = !path.iter().any(|byte| matches!(byte, b'\n' | b'\\'));
                 let path_text = String::from_utf8_lossy(path);
                 if one.bytes.is_some() && is_plain {
-                    assert!(listed.contains(path), "{path_text} was kept and is not listed");
+                    assert!(
+                        listed.contains(path),
+                        "{path_text} was kept and is not listed"
+                    );
                 }
             }
             let regular = whole.values().filter(|one| one.bytes.is_some()).count();
