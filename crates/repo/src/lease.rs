@@ -176,7 +176,7 @@ impl Lease {
             reserved: request.reserved,
             points: request.points,
             roots: request.roots,
-            partial: None,
+            partials: Vec::new(),
             observed_generation: 0,
             claims: Vec::new(),
             own_packs: if request.kind == LeaseKind::Backup {
@@ -269,12 +269,29 @@ impl Lease {
         self.beat()
     }
 
-    /// Says how far the transfer came; everything below `partial` must be durable. Durable when this returns.
+    /// Says how far the transfer of one disk came; everything below `partial` must be durable. What was said of other
+    /// disks stays. Durable when this returns.
     ///
     /// # Errors
     /// As [`Lease::beat`].
     pub fn set_partial(&self, partial: DiskVersion) -> Result<()> {
-        self.core.lock().body.partial = Some(partial);
+        self.set_partials(vec![partial])
+    }
+
+    /// As [`Lease::set_partial`], of several disks at once.
+    ///
+    /// # Errors
+    /// As [`Lease::beat`].
+    pub fn set_partials(&self, reached: Vec<DiskVersion>) -> Result<()> {
+        {
+            let partials = &mut self.core.lock().body.partials;
+            for partial in reached {
+                match partials.iter_mut().find(|it| it.label == partial.label) {
+                    Some(of_disk) => *of_disk = partial,
+                    None => partials.push(partial),
+                }
+            }
+        }
         self.beat()
     }
 

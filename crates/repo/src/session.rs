@@ -70,8 +70,8 @@ pub struct BeginOptions {
 pub struct SessionBase {
     /// The newest visible point of the name.
     pub parent: Option<RecoveryPoint>,
-    /// How far an interrupted transfer of the same name came; every blob below it is durable.
-    pub partial: Option<DiskVersion>,
+    /// How far an interrupted transfer of the same name came, disk by disk; every blob below is durable.
+    pub partials: Vec<DiskVersion>,
 }
 
 impl SessionBase {
@@ -80,11 +80,9 @@ impl SessionBase {
         self.parent.as_ref().and_then(|parent| parent.disk(label))
     }
 
-    /// The interrupted transfer, if it was of the disk of this label.
+    /// How far an interrupted transfer of the disk of this label came.
     pub fn partial_disk(&self, label: &str) -> Option<&DiskVersion> {
-        self.partial
-            .as_ref()
-            .filter(|partial| partial.label == label)
+        self.partials.iter().find(|partial| partial.label == label)
     }
 }
 
@@ -163,8 +161,8 @@ impl VersionSession {
         taken: Taken,
     ) -> Result<Option<Self>> {
         let vault = repository.vault();
-        let partial = match look_around(repository, name, options, &taken) {
-            Ok(Some(found)) => found.partial,
+        let partials = match look_around(repository, name, options, &taken) {
+            Ok(Some(found)) => found.partials,
             Ok(None) => {
                 give_back(taken.lease)?;
                 return Ok(None);
@@ -190,7 +188,7 @@ impl VersionSession {
             key: taken.key,
             base: SessionBase {
                 parent: taken.parent,
-                partial,
+                partials,
             },
             lease: taken.lease,
             blobs,
@@ -349,8 +347,8 @@ impl VersionSession {
 
 /// What was found after a lease was taken.
 struct Surroundings {
-    /// What a dead session of the name had reached.
-    partial: Option<DiskVersion>,
+    /// What a dead session of the name had reached, disk by disk.
+    partials: Vec<DiskVersion>,
 }
 
 /// Looks around after the lease was taken, and brings the index up to date; `None` when the session must be begun anew.
@@ -361,7 +359,7 @@ fn look_around(
     taken: &Taken,
 ) -> Result<Option<Surroundings>> {
     let vault = repository.vault();
-    let partial = clear_rivals(repository, name, options, taken)?;
+    let partials = clear_rivals(repository, name, options, taken)?;
     let occupied = match vault.store().size(&names::point(taken.key)?) {
         Ok(_) => true,
         Err(error) if error.kind() == store::ErrorKind::NotFound => false,
@@ -380,7 +378,7 @@ fn look_around(
         return Ok(None);
     }
     repository.index()?.refresh(vault)?;
-    Ok(Some(Surroundings { partial }))
+    Ok(Some(Surroundings { partials }))
 }
 
 /// Whether a lease is one of this very process whose session was dropped.
@@ -459,19 +457,19 @@ fn take_lease(repository: &Repository, name: &ProtectedName) -> Result<Taken> {
     })
 }
 
-/// Refuses when another writer of the name lives, fences the dead ones; gives the partial version of a dead one.
+/// Refuses when another writer of the name lives, fences the dead ones; gives what a dead one had reached.
 fn clear_rivals(
     repository: &Repository,
     name: &ProtectedName,
     options: &BeginOptions,
     taken: &Taken,
-) -> Result<Option<DiskVersion>> {
+) -> Result<Vec<DiskVersion>> {
     let vault = repository.vault();
     let environment = vault.environment();
     let terms = repository.lease_terms();
     let mut watch = StallWatch::default();
     let mut first_beats = std::collections::HashMap::new();
-    let mut partial = None;
+    let mut partials: Vec<DiskVersion> = Vec::new();
     loop {
         let mut waiting = false;
         for view in list_leases(vault.as_ref())? {
@@ -492,12 +490,15 @@ fn clear_rivals(
                 }
                 Liveness::Alive => waiting = true,
                 Liveness::Stalled | Liveness::Gone => {
-                    partial = take_over(vault.as_ref(), taken, &view)?.or(partial);
+                    for disk in take_over(vault.as_ref(), taken, &view)? {
+                        partials.retain(|it| it.label != disk.label);
+                        partials.push(disk);
+                    }
                 }
             }
         }
         if !waiting {
-            return Ok(partial);
+            return Ok(partials);
         }
         environment.clock.sleep(WATCH_INTERVAL);
     }
@@ -518,20 +519,19 @@ fn take_over(
     access: &dyn ObjectAccess,
     taken: &Taken,
     view: &LeaseView,
-) -> Result<Option<DiskVersion>> {
+) -> Result<Vec<DiskVersion>> {
     let Ok(body) = &view.body else {
-        return Ok(None);
+        return Ok(Vec::new());
     };
-    let partial = body
-        .partial
-        .clone()
-        .filter(|disk| disk.check(&"a lease").is_ok() && disk.height <= geometry::MAX_HEIGHT);
-    if let Some(disk) = &partial {
-        taken.lease.rely_on(&[], &[tree_root(disk)])?;
+    let mut partials = body.partials.clone();
+    partials.retain(|disk| disk.check(&"a lease").is_ok() && disk.height <= geometry::MAX_HEIGHT);
+    if !partials.is_empty() {
+        // Kept as this session's own, so that a third one finds it when this one dies before it got anywhere.
+        taken.lease.set_partials(partials.clone())?;
     }
     match break_lease(access, view)? {
-        BreakOutcome::Fenced => Ok(partial),
+        BreakOutcome::Fenced => Ok(partials),
         // It had committed: its point is the better base, and the caller finds its place taken.
-        BreakOutcome::AlreadyDecided | BreakOutcome::Removed => Ok(None),
+        BreakOutcome::AlreadyDecided | BreakOutcome::Removed => Ok(Vec::new()),
     }
 }

@@ -262,7 +262,7 @@ pub fn plan_backup_disk(
     let doubt = doubt_of(repository, request, parent.as_ref(), next)?;
     let base = SessionBase {
         parent: parent.map(|record| record.point),
-        partial: None,
+        partials: Vec::new(),
     };
     Ok(plan_on(request, &base, doubt, source.size_bytes()))
 }

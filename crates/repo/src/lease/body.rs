@@ -76,6 +76,20 @@ fn hash_from_text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<NodeHash
     text.parse().map_err(serde::de::Error::custom)
 }
 
+/// A disk alone is what earlier programs wrote.
+fn one_or_many<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<DiskVersion>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum OneOrMany {
+        One(Box<DiskVersion>),
+        Many(Vec<DiskVersion>),
+    }
+    Ok(match OneOrMany::deserialize(deserializer)? {
+        OneOrMany::One(disk) => vec![*disk],
+        OneOrMany::Many(disks) => disks,
+    })
+}
+
 /// One heartbeat.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct LeaseBody {
@@ -98,9 +112,14 @@ pub struct LeaseBody {
     /// Trees that the owner relies on, also those of its points (which may be forgotten meanwhile).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub roots: Vec<TreeRoot>,
-    /// How far an interrupted transfer came; every node and block below it is durable.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub partial: Option<DiskVersion>,
+    /// How far an interrupted transfer came, disk by disk; every node and block below is durable.
+    #[serde(
+        default,
+        rename = "partial",
+        skip_serializing_if = "Vec::is_empty",
+        deserialize_with = "one_or_many"
+    )]
+    pub partials: Vec<DiskVersion>,
     /// The newest generation of garbage collection whose condemned packs the owner no longer uses.
     pub observed_generation: u64,
     /// Condemned packs that the owner had already counted on when it learnt of their condemnation.
@@ -113,11 +132,11 @@ pub struct LeaseBody {
 impl LeaseBody {
     /// Everything that must stay because of this lease, the partial version included.
     pub fn all_roots(&self) -> impl Iterator<Item = TreeRoot> + '_ {
-        let partial = self.partial.iter().map(|disk| TreeRoot {
+        let partials = self.partials.iter().map(|disk| TreeRoot {
             height: disk.height,
             top: disk.top,
         });
-        self.roots.iter().copied().chain(partial)
+        self.roots.iter().copied().chain(partials)
     }
 
     /// The ids of all packs that the owner may have put or be putting.

@@ -547,7 +547,7 @@ fn an_old_session_that_resumes_goes_on_from_what_it_made_durable() {
             },
         )
         .unwrap();
-    assert!(resumed.base().partial.is_some());
+    assert!(resumed.base().partial_disk("disk").is_some());
     while_beating(&|| resumed.lease().beat(), || {
         collect(&world.open_patient())
     });

@@ -218,6 +218,34 @@ fn an_interrupted_session_of_this_process_is_taken_over_with_what_it_reached() {
 }
 
 #[test]
+fn each_disk_of_an_interrupted_session_is_taken_over_also_when_the_second_session_dies_too() {
+    let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
+    let repository = create(&store, Encryption::Aes256Gcm).repository;
+    let begin = || {
+        repository
+            .begin(&name("vm"), &BeginOptions::default())
+            .expect("a session")
+    };
+    let session = begin();
+    let mut trees = Vec::new();
+    for (label, seed) in [("one", 11), ("two", 12)] {
+        let tree = write_disk(&repository, session.blobs(), None, &disk_of(seed, 9 * MIB));
+        session
+            .checkpoint(DiskVersion::new(label, tree))
+            .expect("a checkpoint");
+        trees.push((label, tree));
+    }
+    drop(session);
+    drop(begin());
+    let third = begin();
+    for (label, tree) in trees {
+        let partial = third.base().partial_disk(label).expect("what was reached");
+        assert_eq!(partial.tree(), tree, "{label}");
+    }
+    assert!(third.base().partial_disk("three").is_none());
+}
+
+#[test]
 fn a_failed_commit_does_not_block_the_name() {
     let memory = Arc::new(MemoryStore::new());
     let store: Arc<dyn Store> = Arc::clone(&memory) as Arc<dyn Store>;
