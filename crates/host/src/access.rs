@@ -1,16 +1,18 @@
-//! How a path on a host becomes bytes: [`DiskAccess`], and the frozen disk that stands on it.
+//! How a path on a host becomes bytes: [`DiskAccess`], the frozen disk that stands on it, and the ways that also write.
 //!
 //! ```text
-//!   FrozenDisk ──► vdisk::Image (chain) ──► Paths (opener) ──► DiskAccess ──► local files │ SMB3
-//!    D:\vm\a.vhdx      parents by locator      one name per file   node + HostPath → ReadAt
+//!   FrozenDisk ──► vdisk::Image (chain) ──► Paths (opener) ──► DiskAccess ──► LocalPaths │ SmbAccess
+//!    D:\vm\a.vhdx      parents by locator      one name per file   node + HostPath → ReadAt   │
+//!                                                                HostFiles ─────────┴──── the same, for writing
 //! ```
 //!
 //! Paths of a host are carried through `vdisk` as made-up absolute paths (`/` + the Windows path with `/`), so that relative
 //! locators of a chain resolve as they would on the host. Absolute locators are followed only when the identity that the
 //! child remembers fits.
 //!
-//! **Invariants.** Nothing is opened for writing here, and nothing outside of what the access was given.
+//! **Invariants.** What reads opens nothing for writing. Nothing outside of what the access was given is touched.
 
+mod local;
 #[cfg(feature = "smb")]
 pub mod smb;
 
@@ -20,13 +22,15 @@ use std::sync::Arc;
 
 use block::ReadAt;
 use vdisk::chain::{FileOpener, ParentMap, ParentPolicy};
-use vdisk::file::{FileAccess, HostFile};
 use vdisk::{Image, OpenOptions};
 
-use crate::boundary::{BatchRead, RangeRead};
+use crate::boundary::{BatchRead, FolderEntry, HostFileWriter, HostFiles, RangeRead};
+use crate::checkpoint::Presence;
 use crate::ids::NodeName;
 use crate::path::HostPath;
 use crate::{Error, ErrorKind, Result};
+
+pub use local::LocalPaths;
 
 /// Opens files of a host for reading.
 ///
@@ -37,86 +41,10 @@ pub trait DiskAccess: Send + Sync {
     fn open(&self, node: &NodeName, path: &HostPath) -> Result<Option<Arc<dyn ReadAt>>>;
 }
 
-/// Files of this system that stand for a host's: folders of the host mapped to folders here. For agents and tests.
-#[derive(Debug, Clone, Default)]
-pub struct LocalPaths {
-    roots: Vec<(HostPath, PathBuf)>,
-}
+/// One way to the files of a node that reads and writes.
+pub trait NodeFiles: DiskAccess + HostFiles {}
 
-impl LocalPaths {
-    /// No folder yet.
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// What the host calls `folder` lies at `here`.
-    #[must_use]
-    pub fn with_root(mut self, folder: HostPath, here: impl Into<PathBuf>) -> Self {
-        self.roots.push((folder, here.into()));
-        self
-    }
-
-    /// Where a path of the host lies here: below the longest folder that fits, and never outside of it.
-    pub fn local(&self, path: &HostPath) -> Result<PathBuf> {
-        let best = self
-            .roots
-            .iter()
-            .filter(|(folder, _)| path.is_below(folder))
-            .max_by_key(|(folder, _)| folder.as_str().len());
-        let Some((folder, here)) = best else {
-            return Err(Error::new(
-                ErrorKind::Unsupported,
-                format!("no folder here stands for {path}"),
-            ));
-        };
-        let rest = path
-            .as_str()
-            .get(folder.as_str().trim_end_matches(['\\', '/']).len()..)
-            .unwrap_or_default();
-        let mut local = here.clone();
-        for part in rest.split(['\\', '/']) {
-            match part {
-                "" | "." => {}
-                ".." => {
-                    return Err(Error::new(
-                        ErrorKind::Invalid,
-                        format!("{path} does not stay below {folder}"),
-                    ));
-                }
-                part => local = beside_without_case(&local, part),
-            }
-        }
-        Ok(local)
-    }
-}
-
-/// The entry of a folder that Windows would take for `name`: the exact one, or else one that differs in case alone.
-fn beside_without_case(folder: &Path, name: &str) -> PathBuf {
-    let exact = folder.join(name);
-    if exact.exists() {
-        return exact;
-    }
-    let lower = name.to_lowercase();
-    let Ok(entries) = std::fs::read_dir(folder) else {
-        return exact;
-    };
-    entries
-        .filter_map(std::result::Result::ok)
-        .find(|entry| entry.file_name().to_string_lossy().to_lowercase() == lower)
-        .map_or(exact, |entry| entry.path())
-}
-
-impl DiskAccess for LocalPaths {
-    fn open(&self, _node: &NodeName, path: &HostPath) -> Result<Option<Arc<dyn ReadAt>>> {
-        let local = self.local(path)?;
-        if !local.exists() {
-            return Ok(None);
-        }
-        let file = HostFile::open(&local, FileAccess::ReadOnly)
-            .map_err(|error| Error::with_source(ErrorKind::Io, format!("opening {path}"), error))?;
-        Ok(Some(Arc::new(file)))
-    }
-}
+impl<T: DiskAccess + HostFiles + ?Sized> NodeFiles for T {}
 
 /// A chain of images on a host, opened and readable.
 pub struct ChainDisk {
@@ -191,6 +119,10 @@ impl BatchRead for ChainDisk {
             self.read_at(read.offset, read.buffer)?;
         }
         Ok(())
+    }
+
+    fn shape(&self) -> Option<vdisk::ImageInfo> {
+        self.image.chain().last().map(|layer| layer.info().clone())
     }
 }
 
@@ -282,7 +214,7 @@ fn no_host_path(path: &Path) -> Error {
 /// Several accesses behind one: by node, for estates whose nodes are reached differently.
 #[derive(Default)]
 pub struct AccessByNode {
-    nodes: BTreeMap<NodeName, Arc<dyn DiskAccess>>,
+    nodes: BTreeMap<NodeName, Arc<dyn NodeFiles>>,
 }
 
 impl AccessByNode {
@@ -293,20 +225,95 @@ impl AccessByNode {
 
     /// Files of `node` are reached through `access`.
     #[must_use]
-    pub fn with_node(mut self, node: NodeName, access: Arc<dyn DiskAccess>) -> Self {
+    pub fn with_node(mut self, node: NodeName, access: Arc<dyn NodeFiles>) -> Self {
         self.nodes.insert(node, access);
         self
     }
+
+    fn of(&self, node: &NodeName) -> Result<&dyn NodeFiles> {
+        let access = self.nodes.get(node).ok_or_else(|| no_way(node))?;
+        Ok(access.as_ref())
+    }
+}
+
+fn no_way(node: &NodeName) -> Error {
+    Error::new(
+        ErrorKind::Unsupported,
+        format!("no way to the files of {node} is known"),
+    )
 }
 
 impl DiskAccess for AccessByNode {
     fn open(&self, node: &NodeName, path: &HostPath) -> Result<Option<Arc<dyn ReadAt>>> {
-        let access = self.nodes.get(node).ok_or_else(|| {
-            Error::new(
-                ErrorKind::Unsupported,
-                format!("no way to the files of {node} is known"),
-            )
-        })?;
-        access.open(node, path)
+        self.of(node)?.open(node, path)
+    }
+}
+
+/// Every call is handed to what [`AccessByNode`] (or another type with a fallible `of`) has for the node.
+macro_rules! host_files_by_node {
+    ($type:ty, |$it:ident, $node:ident| $way:expr) => {
+        impl HostFiles for $type {
+            fn create_folder(&self, $node: &NodeName, folder: &HostPath) -> Result<()> {
+                let $it = self;
+                $way.create_folder($node, folder)
+            }
+            fn create_file(
+                &self,
+                $node: &NodeName,
+                path: &HostPath,
+            ) -> Result<Arc<dyn HostFileWriter>> {
+                let $it = self;
+                $way.create_file($node, path)
+            }
+            fn open_file_for_update(
+                &self,
+                $node: &NodeName,
+                path: &HostPath,
+            ) -> Result<Arc<dyn HostFileWriter>> {
+                let $it = self;
+                $way.open_file_for_update($node, path)
+            }
+            fn rename(&self, $node: &NodeName, from: &HostPath, to: &HostPath) -> Result<()> {
+                let $it = self;
+                $way.rename($node, from, to)
+            }
+            fn remove(&self, $node: &NodeName, path: &HostPath) -> Result<Presence> {
+                let $it = self;
+                $way.remove($node, path)
+            }
+            fn size_bytes(&self, $node: &NodeName, path: &HostPath) -> Result<Option<u64>> {
+                let $it = self;
+                $way.size_bytes($node, path)
+            }
+            fn list(&self, $node: &NodeName, folder: &HostPath) -> Result<Vec<FolderEntry>> {
+                let $it = self;
+                $way.list($node, folder)
+            }
+            fn free_bytes(&self, $node: &NodeName, folder: &HostPath) -> Result<Option<u64>> {
+                let $it = self;
+                $way.free_bytes($node, folder)
+            }
+        }
+    };
+}
+
+host_files_by_node!(AccessByNode, |it, node| it.of(node)?);
+host_files_by_node!(crate::hyperv::HyperV, |it, node| it.files_of(node)?);
+host_files_by_node!(NoFiles, |_it, node| Self::refused(node)?);
+
+/// No way to the files of any node: every call says so.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct NoFiles;
+
+impl NoFiles {
+    /// The way that there is not, in the type of one that there is.
+    fn refused(node: &NodeName) -> Result<LocalPaths> {
+        Err(no_way(node))
+    }
+}
+
+impl DiskAccess for NoFiles {
+    fn open(&self, node: &NodeName, _path: &HostPath) -> Result<Option<Arc<dyn ReadAt>>> {
+        Err(no_way(node))
     }
 }

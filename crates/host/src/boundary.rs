@@ -11,6 +11,7 @@
 //! | [`Inventory`] | CIM queries, some twenty for each node | `query-*`, domain XML |
 //! | [`Checkpoints`] | recovery checkpoint → reference point | freeze, `transaction` of bitmap and fleecing overlay, thaw |
 //! | [`DiskReads`] | frozen VHDX chain over SMB3 or locally | NBD export of the overlay |
+//! | [`HostFiles`] | SMB3 or locally | locally |
 //! | [`UserCheckpoints`] | `Msvm_VirtualSystemSnapshotService` | internal or external snapshots |
 //! | [`Power`] | `RequestStateChange` | `stop`, `cont`, `migrate exec:`, `-incoming` |
 //! | [`Definition`] | `ImportSystemDefinition`, `DefineSystem` | domain XML |
@@ -19,12 +20,13 @@
 
 use std::sync::Arc;
 
-use block::ReadAt;
+use block::{ReadAt, WriteAt};
+use serde::Serialize;
 
 use crate::Result;
 use crate::checkpoint::{
     Changes, Checkpoint, CheckpointRequest, ConfigurationFile, DeleteScope, FrozenDisk, MergeState,
-    Released, Settled, UserCheckpoint, UserCheckpointRequest,
+    Presence, Released, Settled, UserCheckpoint, UserCheckpointRequest,
 };
 use crate::clock::CancelToken;
 use crate::cluster::{ClusterFacts, MigrationRequest, Move, RoleSpec, RoleTarget};
@@ -32,6 +34,7 @@ use crate::custody::{Custody, MachineMark};
 use crate::definition::{Defined, ExportRequest, ImportRequest, MachineSpec};
 use crate::facts::{InventoryReport, Location, PowerState, VmFacts};
 use crate::ids::{CheckpointRef, NodeName, TrackingPointRef, TrackingToken, VmId};
+use crate::path::HostPath;
 
 /// What is there.
 pub trait Inventory: Send + Sync {
@@ -153,6 +156,11 @@ pub trait BatchRead: ReadAt {
         }
         Ok(())
     }
+
+    /// The shape of the image that the disk was made as (the last of its chain); `None` where there is no image.
+    fn shape(&self) -> Option<vdisk::ImageInfo> {
+        None
+    }
 }
 
 /// Bytes of frozen disks and configuration files.
@@ -184,6 +192,86 @@ pub trait DiskReads: Send + Sync {
         file: &ConfigurationFile,
         cancel: &CancelToken,
     ) -> Result<Arc<dyn ReadAt>>;
+}
+
+/// A file of a host that is open for writing: made by [`HostFiles::create_file`] or opened by
+/// [`HostFiles::open_file_for_update`].
+///
+/// **Must** take reads and writes at any position from several threads at once; grow when written behind its end, the gap
+/// reading as zeros; take [`WriteAt::set_size`]; and have bytes, size and the file's name durable on the host when
+/// [`WriteAt::flush`] has returned. **May rely on** nobody else writing the file. **Never** writes zeros where a hole will do and
+/// the place can have holes, and never hides a lost connection behind success: what was not flushed by then is an error of a later
+/// call at the latest.
+pub trait HostFileWriter: WriteAt {}
+
+/// What a folder has an entry for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum EntryKind {
+    /// A file.
+    File,
+    /// A folder.
+    Folder,
+    /// Something else: a link, a device.
+    Other,
+}
+
+/// An entry of a folder.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct FolderEntry {
+    /// Its name, without the folder's.
+    pub name: String,
+    /// What it is.
+    pub kind: EntryKind,
+}
+
+/// Most entries that [`HostFiles::list`] tells.
+pub const LIST_MOST: usize = 10_000;
+
+/// Files on nodes, for writing: where restored disks and configuration go.
+///
+/// **Every method must** find names as the host would (without case on Windows), refuse a path that climbs (`..`) or leaves what
+/// the way to the files was given ([`crate::ErrorKind::Invalid`], [`crate::ErrorKind::Refused`]) also by links, and say
+/// [`crate::ErrorKind::Unsupported`] where no way leads. **May rely on** nobody changing the folders that it makes meanwhile.
+/// **Never** replaces or shortens what is there without being asked to.
+pub trait HostFiles: Send + Sync {
+    /// Makes a folder and those above it. Fine when it is there.
+    ///
+    /// **Must** refuse names that the host's file system does not take ([`crate::ErrorKind::Invalid`]), and a file that has the
+    /// name ([`crate::ErrorKind::AlreadyExists`]).
+    fn create_folder(&self, node: &NodeName, folder: &HostPath) -> Result<()>;
+
+    /// Makes an empty file and opens it. The folder must be there.
+    ///
+    /// **Must** say [`crate::ErrorKind::AlreadyExists`] when anything has the name, in any case, and decide that together with making
+    /// the file: of two callers one succeeds.
+    fn create_file(&self, node: &NodeName, path: &HostPath) -> Result<Arc<dyn HostFileWriter>>;
+
+    /// Opens a file that is there, to go on writing it. **Must** say [`crate::ErrorKind::NotFound`] when it is not.
+    fn open_file_for_update(
+        &self,
+        node: &NodeName,
+        path: &HostPath,
+    ) -> Result<Arc<dyn HostFileWriter>>;
+
+    /// Gives a file another name on the same volume. Durable when it returns, where the host can say so.
+    ///
+    /// **Must** say [`crate::ErrorKind::AlreadyExists`] when anything has that name. **Never** replaces it, also not one
+    /// that somebody makes at the same moment.
+    fn rename(&self, node: &NodeName, from: &HostPath, to: &HostPath) -> Result<()>;
+
+    /// Removes a file, or a folder that is empty. Absent is success. **Never** removes what a folder holds.
+    fn remove(&self, node: &NodeName, path: &HostPath) -> Result<Presence>;
+
+    /// Bytes of a file; `None` when no file has the name.
+    fn size_bytes(&self, node: &NodeName, path: &HostPath) -> Result<Option<u64>>;
+
+    /// What a folder holds, by name. **Must** say [`crate::ErrorKind::NotFound`] when it is not there, and fail with
+    /// [`crate::ErrorKind::Failed`] rather than tell a part of more than [`LIST_MOST`] entries.
+    fn list(&self, node: &NodeName, folder: &HostPath) -> Result<Vec<FolderEntry>>;
+
+    /// Bytes that may still be written where a folder lies; `None` where the host does not tell.
+    fn free_bytes(&self, node: &NodeName, folder: &HostPath) -> Result<Option<u64>>;
 }
 
 /// Checkpoints of operators.

@@ -19,6 +19,8 @@ pub enum ErrorKind {
     Denied,
     /// The machine, checkpoint or file is nowhere that was asked.
     NotFound,
+    /// Something has the name already.
+    AlreadyExists,
     /// Something else is being done to it (a merge, a migration, another product): wait, then again.
     Busy,
     /// It is in a state in which this cannot be done.

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   HyperV ── routing: which node has this machine now ──► Node* ── CimClient ──► root/virtualization/v2, root/MSCluster
-//!     │                                                      └── DiskAccess ──► frozen VHDX chains
+//!     │                                                      └── NodeFiles ──► frozen VHDX chains, restored files
 //!     ├ inventory  rows of some twenty queries per node ──► VmFacts
 //!     ├ recovery   CreateSnapshot(32768) → read → ConvertToReferencePoint → DestroyReferencePoint(old), after the commit
 //!     ├ changes    GetVirtualDiskChanges in windows
@@ -46,6 +46,7 @@ use std::time::Duration;
 pub use cim::CimClient;
 pub use node::NodeConnection;
 
+use crate::access::NodeFiles;
 use crate::clock::Clock;
 use crate::ids::{NodeName, VmId};
 use crate::{Error, ErrorKind, Result};
@@ -150,6 +151,11 @@ impl HyperV {
     fn connected(&self) -> Vec<Arc<Node>> {
         let nodes = self.nodes.lock().unwrap_or_else(PoisonError::into_inner);
         nodes.values().cloned().collect()
+    }
+
+    /// The way to the files of a node.
+    pub(crate) fn files_of(&self, node: &NodeName) -> Result<Arc<dyn NodeFiles>> {
+        Ok(self.node(node)?.node_files())
     }
 
     /// The node of this name, connected if it is not.

@@ -7,6 +7,12 @@ use serde::{Deserialize, Serialize};
 use crate::{Error, ErrorKind, Result};
 
 const MAX_PATH_BYTES: usize = 32 * 1024;
+/// Longest path that every program on Windows takes, its end mark not counted.
+const MAX_WINDOWS_UNITS: usize = 259;
+/// Longest name of one file: NTFS, ReFS and the usual file systems of Linux.
+const MAX_NAME_UNITS: usize = 255;
+/// Names that Windows takes for devices, with any extension.
+const DEVICES: [&str; 6] = ["con", "prn", "aux", "nul", "conin$", "conout$"];
 
 /// A path as the host writes it: `D:\vm\a.vhdx`, `\\server\share\a.vhdx`, `/var/lib/vm/a.qcow2`.
 ///
@@ -102,6 +108,58 @@ impl HostPath {
         Self::new(format!("{base}{separator}{relative}"))
     }
 
+    /// Whether the host's file system would take it as the name of something new: on Windows no reserved letters and
+    /// names, no dot or space at the end of a part, and less than 260 letters unless it begins with `\\\\?\\`.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Invalid`], which says what is wrong.
+    pub fn check_new(&self) -> Result<()> {
+        let wrong = |why: String| Err(Error::new(ErrorKind::Invalid, format!("{self}: {why}")));
+        if self.is_posix() {
+            return match self.0.split('/').find(|part| part.len() > MAX_NAME_UNITS) {
+                Some(_) => wrong(format!("a name of more than {MAX_NAME_UNITS} bytes")),
+                None if self.0.split('/').any(|part| part == "..") => wrong("it climbs".to_owned()),
+                None => Ok(()),
+            };
+        }
+        let text = self.0.replace('/', "\\");
+        let verbatim = text.strip_prefix("\\\\?\\");
+        if verbatim.is_none() && text.encode_utf16().count() > MAX_WINDOWS_UNITS {
+            return wrong(format!(
+                "more than {MAX_WINDOWS_UNITS} letters, which many programs on Windows do not take"
+            ));
+        }
+        let skipped = match self.place() {
+            PathPlace::Drive(_) => 1,
+            PathPlace::Share { .. } if verbatim.is_some() => 3,
+            PathPlace::Share { .. } => 2,
+            PathPlace::Volume => 1,
+            PathPlace::Posix | PathPlace::Other => {
+                return wrong("neither on a drive nor on a share".to_owned());
+            }
+        };
+        let parts = verbatim.unwrap_or(&text).split('\\');
+        for part in parts.filter(|part| !part.is_empty()).skip(skipped) {
+            if let Some(why) = wrong_in_name(part) {
+                return wrong(format!("the part `{part}` {why}"));
+            }
+        }
+        Ok(())
+    }
+
+    /// The same path without the mark `\\\\?\\` of long paths, where what is left is a drive's or a share's.
+    pub fn without_mark(&self) -> Self {
+        let text = self.0.replace('/', "\\");
+        let Some(rest) = text.strip_prefix("\\\\?\\") else {
+            return self.clone();
+        };
+        match (place_of_verbatim(rest), rest.strip_prefix("UNC\\")) {
+            (PathPlace::Share { .. }, Some(share)) => Self(format!("\\\\{share}").into()),
+            (PathPlace::Drive(_), _) => Self(rest.into()),
+            _ => self.clone(),
+        }
+    }
+
     /// Where it points to.
     pub fn place(&self) -> PathPlace {
         if self.is_posix() {
@@ -132,6 +190,31 @@ impl HostPath {
             self.0.replace('/', "\\").to_lowercase()
         }
     }
+}
+
+/// Why Windows does not take a name, if it does not.
+fn wrong_in_name(name: &str) -> Option<&'static str> {
+    let letters = |c: char| "<>:\"|?*".contains(c) || c.is_control();
+    if name.chars().any(letters) {
+        return Some("has letters that are reserved");
+    }
+    if name.ends_with(['.', ' ']) {
+        return Some("ends in a dot or a space, or climbs");
+    }
+    if name.encode_utf16().count() > MAX_NAME_UNITS {
+        return Some("is too long");
+    }
+    let stem = name.split('.').next().unwrap_or(name);
+    let stem = stem.trim_end_matches(' ').to_lowercase();
+    let numbered = stem
+        .strip_prefix("com")
+        .or_else(|| stem.strip_prefix("lpt"))
+        .is_some_and(|rest| {
+            let mut rest = rest.chars();
+            let digit = rest.next();
+            rest.next().is_none() && digit.is_some_and(|c| "0123456789¹²³".contains(c))
+        });
+    (numbered || DEVICES.contains(&stem.as_str())).then_some("is the name of a device")
 }
 
 fn place_of_verbatim(rest: &str) -> PathPlace {

@@ -406,6 +406,7 @@ pub fn failed(error: host::Error) -> anyhow::Error {
         Below::Unreachable | Below::TimedOut => (Above::Unreachable, None),
         Below::Denied => (Above::Denied, None),
         Below::NotFound => (Above::NotFound, Some("See what is there: hikae vm list")),
+        Below::AlreadyExists => (Above::AlreadyExists, None),
         Below::Busy => (
             Above::Busy,
             Some(

@@ -6,7 +6,7 @@ use wsman::cim::{CimInstance, CimPath, CimValue, ClassName, Namespace};
 
 use super::cim::{CimClient, told};
 use super::names::{self, SETTINGS, SYSTEM, virtualization};
-use crate::access::DiskAccess;
+use crate::access::{DiskAccess, NodeFiles};
 use crate::error::HostCode;
 use crate::ids::{CheckpointId, NodeName, TrackingPointRef, VmId};
 use crate::{Error, ErrorKind, Result};
@@ -18,8 +18,8 @@ pub struct NodeConnection {
     pub name: NodeName,
     /// Its management.
     pub client: Arc<dyn CimClient>,
-    /// Its files.
-    pub files: Arc<dyn DiskAccess>,
+    /// Its files, for reading and writing.
+    pub files: Arc<dyn NodeFiles>,
 }
 
 /// A connected node.
@@ -60,6 +60,10 @@ impl Node {
     }
 
     pub(super) fn files(&self) -> Arc<dyn DiskAccess> {
+        self.node_files()
+    }
+
+    pub(super) fn node_files(&self) -> Arc<dyn NodeFiles> {
         Arc::clone(&self.connection.files)
     }
 

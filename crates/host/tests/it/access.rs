@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use block::{ReadAt, WriteAt};
 use host::ErrorKind;
-use host::access::{AccessByNode, ChainDisk, DiskAccess, LocalPaths};
+use host::access::{AccessByNode, ChainDisk, DiskAccess, LocalPaths, NodeFiles};
 use host::boundary::{BatchRead, RangeRead};
 use host::ids::NodeName;
 use host::path::HostPath;
@@ -140,10 +140,10 @@ fn a_parent_that_is_gone_is_told_and_so_is_a_node_without_files() {
     let folder = tempfile::tempdir().expect("a folder");
     chain(folder.path());
     std::fs::remove_file(folder.path().join("Disks/Base.VHDX")).expect("removed");
-    let local: Arc<dyn DiskAccess> =
+    let local: Arc<dyn NodeFiles> =
         Arc::new(LocalPaths::new().with_root(path("D:\\vm"), folder.path()));
     let leaf = path("D:\\vm\\Leaves\\leaf.avhdx");
-    let error = ChainDisk::open(Arc::clone(&local), &node(), &leaf)
+    let error = ChainDisk::open(Arc::clone(&local) as Arc<dyn DiskAccess>, &node(), &leaf)
         .err()
         .expect("no parent");
     assert_eq!(error.kind(), ErrorKind::Failed);

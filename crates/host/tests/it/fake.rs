@@ -6,11 +6,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use block::ReadAt;
-use host::access::DiskAccess;
+pub use host::access::NoFiles;
+use host::access::NodeFiles;
 use host::hyperv::{CimClient, HyperV, HyperVOptions, NodeConnection};
 use host::ids::{NodeName, VmId};
-use host::path::HostPath;
 use host::{CancelToken, Clock, Timestamp};
 use wsman::cim::{CimInstance, CimPath, CimValue, Namespace};
 use wsman::message::{Fault, FaultCode};
@@ -178,7 +177,7 @@ impl FakeEstate {
         self.driver_with(HyperVOptions::default(), Arc::new(NoFiles))
     }
 
-    pub fn driver_with(&self, options: HyperVOptions, files: Arc<dyn DiskAccess>) -> HyperV {
+    pub fn driver_with(&self, options: HyperVOptions, files: Arc<dyn NodeFiles>) -> HyperV {
         let connections = self.nodes.iter().map(|node| NodeConnection {
             name: node.name.clone(),
             client: Arc::clone(node) as Arc<dyn CimClient>,
@@ -643,17 +642,5 @@ pub fn remove_machine(rows: &mut Rows, vm: &str) {
                 .is_some_and(|id| id.starts_with(&format!("Microsoft:{vm}")));
             !(is("Name") || is("SystemName") || is("VirtualSystemIdentifier") || is_of)
         });
-    }
-}
-
-/// Files that are nowhere: what the driver makes of that is part of the tests.
-pub struct NoFiles;
-
-impl DiskAccess for NoFiles {
-    fn open(&self, _node: &NodeName, path: &HostPath) -> host::Result<Option<Arc<dyn ReadAt>>> {
-        Err(host::Error::new(
-            host::ErrorKind::Unsupported,
-            format!("no way to {path}"),
-        ))
     }
 }

@@ -11,6 +11,7 @@ mod facts;
 mod fake;
 mod fake_client;
 mod fake_definition;
+mod files;
 mod inventory;
 mod journal;
 mod limits;
