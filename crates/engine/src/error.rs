@@ -174,3 +174,40 @@ impl From<store::Error> for Error {
         Self::from(repo::Error::from(source))
     }
 }
+
+impl From<host::Error> for Error {
+    fn from(source: host::Error) -> Self {
+        use host::ErrorKind as Below;
+        let kind = match source.kind() {
+            Below::Unreachable | Below::TimedOut => ErrorKind::Unreachable,
+            Below::Denied => ErrorKind::Denied,
+            Below::NotFound => ErrorKind::NotFound,
+            Below::AlreadyExists => ErrorKind::AlreadyExists,
+            Below::Busy => ErrorKind::Busy,
+            Below::State | Below::Invalid => ErrorKind::Invalid,
+            Below::Unsupported => ErrorKind::Unsupported,
+            Below::Refused => ErrorKind::Refused,
+            Below::Cancelled => ErrorKind::Cancelled,
+            Below::Io | Below::Custody => ErrorKind::Io,
+            _ => ErrorKind::HostFailed,
+        };
+        let advice = match source.kind() {
+            Below::NotFound => Some("See what is there: hikae vm list"),
+            Below::Busy => Some(
+                "Wait until the host is done with it (hikae vm show VM), then run the command again",
+            ),
+            Below::Cancelled => Some("See what the host did by then: hikae vm show VM"),
+            Below::Consistency => Some(
+                "See what stands in the way: hikae vm eligibility VM; or take less: --or file-system, --or crash, --or saved-state",
+            ),
+            _ => None,
+        };
+        // The same text twice in a row is told once.
+        let error = Self::new(kind, source.to_string());
+        let error = match advice {
+            Some(advice) => error.advised(advice),
+            None => error,
+        };
+        error.caused_by(source)
+    }
+}

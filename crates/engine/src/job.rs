@@ -10,9 +10,11 @@
 //! job was told to stop. An undo that fails is reported beside the error that caused it, never instead of it.
 
 pub mod backup_disk;
+pub mod backup_vm;
 pub mod check_disk;
 pub mod diff_disk;
 pub mod extract_files;
+pub mod leftovers;
 pub mod restore_disk;
 pub mod serve_disks;
 mod target;

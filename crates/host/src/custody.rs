@@ -17,6 +17,7 @@
 //! be, closes one. An entry that cannot be written stops what it was for.
 
 mod custodian;
+mod folder;
 mod journal;
 
 use std::fmt;
@@ -27,6 +28,7 @@ use serde::{Deserialize, Serialize};
 pub use custodian::{
     Alert, Custodian, CustodianOptions, CustodyHost, Finding, ForeignTracking, SweepReport, Waiting,
 };
+pub use folder::{DeadJournals, JobJournal, JournalFolder};
 pub use journal::JournalFile;
 
 use crate::clock::Timestamp;

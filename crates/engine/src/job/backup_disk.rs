@@ -420,6 +420,39 @@ fn run(
     })
 }
 
+/// One disk that arrived in a session, to be committed with others.
+pub(super) struct Moved {
+    pub plan: BackupPlan,
+    pub version: DiskVersion,
+    pub transferred: Transferred,
+    pub is_resumed: bool,
+}
+
+/// Moves one disk of several into a session that is open, and makes that durable: an interrupted run goes on behind it.
+pub(super) fn move_disk(
+    session: &VersionSession,
+    request: &BackupRequest,
+    source: &dyn ReadAt,
+    context: JobContext<'_>,
+) -> Result<Moved> {
+    let source = LeftOut::new(source, left_out_ranges(request)?);
+    let doubt = doubt_of_session(session, request)?;
+    let plan = plan_on(request, session.base(), doubt, source.size_bytes());
+    let is_resumed = session.base().partial_disk(&request.label).is_some();
+    let (plan, transferred) = transfer(session, request, plan, &source, context)?;
+    let version = finished_version(request, &transferred);
+    session.checkpoint(DiskVersion {
+        tracking_token: None,
+        ..version.clone()
+    })?;
+    Ok(Moved {
+        is_resumed: is_resumed && !matches!(plan.scope, BackupScope::Heal { .. }),
+        plan,
+        version,
+        transferred,
+    })
+}
+
 fn left_out_ranges(request: &BackupRequest) -> Result<ChangedRanges> {
     let ranges = request
         .left_out
@@ -566,12 +599,7 @@ fn version(request: &BackupRequest, tree: block::DiskTree) -> DiskVersion {
     disk
 }
 
-fn commit(
-    session: VersionSession,
-    request: &BackupRequest,
-    plan: &BackupPlan,
-    transferred: Transferred,
-) -> Result<BackupReport> {
+fn finished_version(request: &BackupRequest, transferred: &Transferred) -> DiskVersion {
     let mut disk = version(request, transferred.tree);
     disk.tracking_token.clone_from(&request.tracking_token);
     disk.unreadable = transferred
@@ -582,6 +610,16 @@ fn commit(
             length_bytes: range.length_bytes,
         })
         .collect();
+    disk
+}
+
+fn commit(
+    session: VersionSession,
+    request: &BackupRequest,
+    plan: &BackupPlan,
+    transferred: Transferred,
+) -> Result<BackupReport> {
+    let disk = finished_version(request, &transferred);
     session.blobs().flush()?;
     let blobs = session.blobs().stats();
     let resumed = session.base().partial_disk(&request.label).is_some()
@@ -595,13 +633,6 @@ fn commit(
         ..PointDraft::default()
     };
     let point = session.commit(draft)?;
-    let pairs = |ranges: &[ByteRange]| {
-        ranges
-            .iter()
-            .take(MAX_RANGES)
-            .map(|range| (range.offset, range.length_bytes))
-            .collect()
-    };
     Ok(BackupReport {
         name: point.name.to_string(),
         sequence: point.sequence,
@@ -630,7 +661,16 @@ fn commit(
     })
 }
 
-fn counters(
+/// Ranges as a report tells them: offset and length.
+pub(super) fn pairs(ranges: &[ByteRange]) -> Vec<(u64, u64)> {
+    ranges
+        .iter()
+        .take(MAX_RANGES)
+        .map(|range| (range.offset, range.length_bytes))
+        .collect()
+}
+
+pub(super) fn counters(
     stats: &SyncStats,
     blobs: &repo::BlobStats,
     left_out_bytes: u64,
