@@ -8,6 +8,7 @@
 //! A later step runs even if an earlier one failed, so that one run tells all. A test that cannot run says so in a line
 //! that begins with `SKIP:`; such lines are counted, shown at the end, and fail the run when `CI` is set.
 
+mod guest;
 mod packages;
 mod record;
 

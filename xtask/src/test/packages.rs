@@ -1,4 +1,4 @@
-//! What the tests need from outside: Debian packages, and Python packages in `target/python`.
+//! What the tests need from outside: Debian packages, Python packages in `target/python`, and parts of a guest in `target/guest`.
 //!
 //! Only what is missing is installed. Where that is not possible, it is said, the tests that need it skip, and CI fails.
 
@@ -6,6 +6,8 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result};
+
+use super::guest;
 
 /// A Debian package, and a command that works once it is there (from whatever source).
 struct Package {
@@ -68,6 +70,7 @@ const PACKAGES: &[Package] = &[
     package("python3-libnbd", &["/usr/bin/python3", "-c", "import nbd"]),
     package("python3-libvhdi", &["python3", "-c", "import pyvhdi"]),
     package("python3-venv", &["python3", "-c", "import ensurepip, venv"]),
+    package("qemu-system-x86", &["qemu-system-x86_64", "--version"]),
     package("qemu-utils", &["qemu-img", "--version"]),
     package("samba", &["sh", "-c", "command -v /usr/sbin/smbd"]),
     package("unzip", &["unzip", "-v"]),
@@ -127,10 +130,13 @@ pub(super) fn prepare(workspace: &Path) -> Result<Vec<String>> {
             ));
         }
     }
+    if let Some(why) = guest::prepare(workspace)? {
+        missing.push(format!("the parts of a Linux guest ({why})"));
+    }
     Ok(missing)
 }
 
-fn works(command: &[&str]) -> bool {
+pub(super) fn works(command: &[&str]) -> bool {
     let Some((program, arguments)) = command.split_first() else {
         return false;
     };
@@ -150,16 +156,7 @@ fn install(names: &[&str]) -> Result<Option<String>> {
             "there is no apt-get here: install it by hand".to_owned(),
         ));
     }
-    let prefix: &[&str] = if rustix::process::geteuid().is_root() {
-        &["env", "DEBIAN_FRONTEND=noninteractive"]
-    } else if works(&["sudo", "--non-interactive", "true"]) {
-        &[
-            "sudo",
-            "--non-interactive",
-            "env",
-            "DEBIAN_FRONTEND=noninteractive",
-        ]
-    } else {
+    let Some(prefix) = privileged() else {
         return Ok(Some(
             "neither root nor sudo without a password: install it by hand".to_owned(),
         ));
@@ -188,6 +185,22 @@ fn install(names: &[&str]) -> Result<Option<String>> {
         }
     }
     Ok(None)
+}
+
+/// What to put before a command that only root may run; `None` where that is not possible.
+pub(super) fn privileged() -> Option<&'static [&'static str]> {
+    if rustix::process::geteuid().is_root() {
+        Some(&["env", "DEBIAN_FRONTEND=noninteractive"])
+    } else if works(&["sudo", "--non-interactive", "true"]) {
+        Some(&[
+            "sudo",
+            "--non-interactive",
+            "env",
+            "DEBIAN_FRONTEND=noninteractive",
+        ])
+    } else {
+        None
+    }
 }
 
 /// Installs a list into the virtual environment that tests run in; why it could not be done.
