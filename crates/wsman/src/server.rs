@@ -14,10 +14,12 @@
 mod enumeration;
 mod parameters;
 mod provider;
+mod refusal;
 mod results;
 mod service;
 
 pub use provider::{CimProvider, Invocation, Operation, not_found};
+pub use refusal::refusal;
 pub use service::{ContextIds, ParameterOrder, ServiceOptions, ServiceSources, WsmanService};
 
 use std::fmt;

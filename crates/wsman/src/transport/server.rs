@@ -16,6 +16,7 @@
 //!
 //! **What it does not do.** No CredSSP, no path but `/wsman`, no chunked answers.
 
+mod body;
 mod conversation;
 
 use std::net::{SocketAddr, TcpListener};
@@ -38,6 +39,7 @@ use crate::auth::account::{Accounts, ClientCertificate};
 use crate::auth::binding::ChannelBinding;
 use crate::auth::negotiate::{KerberosOffer, NegotiateOptions};
 use crate::auth::{Entropy, SystemEntropy};
+use crate::message::FaultCode;
 use crate::server::SoapService;
 use crate::{Error, ErrorKind, Result};
 
@@ -79,6 +81,12 @@ pub enum WireFault {
     CloseBefore,
     /// The service acts, then the connection is closed without an answer.
     CloseAfter,
+    /// The service acts, then the connection is closed in the middle of the answer.
+    CloseInside,
+    /// The service acts, and the answer comes so much later.
+    Slow(Duration),
+    /// A fault that has nothing to do with the request, for which nothing is done.
+    Refused(FaultCode),
 }
 
 /// Decides which requests a fault befalls.

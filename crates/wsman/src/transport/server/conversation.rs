@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
+use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{
     ALLOW, AUTHORIZATION, CONNECTION, CONTENT_TYPE, HeaderMap, HeaderValue, SERVER,
@@ -15,13 +15,15 @@ use hyper::{Method, Request, Response, StatusCode};
 use tokio::sync::Mutex;
 
 use super::super::sealed;
+use super::body::AnswerBody;
 use super::{BasicOffer, OpenBodies, Shared, WireFault};
 use crate::auth::account::{ClientCertificate, LoginName};
 #[cfg(feature = "kerberos")]
 use crate::auth::kerberos::KerberosAcceptor;
 use crate::auth::negotiate::{KerberosOffer, NEGOTIATE, NegotiateAcceptor};
 use crate::auth::{Accepted, Acceptor, Seal, TOKEN_MAX_BYTES, basic};
-use crate::server::{Caller, Reply};
+use crate::message::{Fault, FaultCode, MessageId};
+use crate::server::{Caller, Reply, refusal};
 use crate::{Error, ErrorKind, Result};
 
 const KERBEROS: &str = "Kerberos";
@@ -40,7 +42,7 @@ impl fmt::Display for Hangup {
 
 impl std::error::Error for Hangup {}
 
-type Answer = Response<Full<Bytes>>;
+type Answer = Response<AnswerBody>;
 
 struct Keys {
     seal: Box<dyn Seal>,
@@ -297,7 +299,13 @@ impl Conversation {
                 return Ok(self.denied());
             }
             Some(WireFault::CloseBefore) => return Err(Hangup),
-            Some(WireFault::CloseAfter) | None => {}
+            Some(
+                WireFault::CloseAfter
+                | WireFault::CloseInside
+                | WireFault::Slow(_)
+                | WireFault::Refused(_),
+            )
+            | None => {}
         }
         let content_type = headers
             .get(CONTENT_TYPE)
@@ -308,20 +316,49 @@ impl Conversation {
             Ok(opened) => opened,
             Err(unopened) => return Ok(unopened.answer()),
         };
+        let reply = match fault {
+            Some(WireFault::Refused(code)) => self.refusal(code, charset.as_deref(), &plain)?,
+            _ => self.served(caller, charset, plain).await?,
+        };
+        match fault {
+            Some(WireFault::CloseAfter) => return Err(Hangup),
+            Some(WireFault::Slow(time)) => tokio::time::sleep(time).await,
+            _ => {}
+        }
+        let mut answer = written(reply, keys).map_err(|_| Hangup)?;
+        if fault == Some(WireFault::CloseInside) {
+            answer.body_mut().cut();
+        }
+        Ok(answer)
+    }
+
+    async fn served(
+        &self,
+        caller: Caller,
+        charset: Option<String>,
+        plain: Bytes,
+    ) -> std::result::Result<Reply, Hangup> {
         let Ok(_working) = self.shared.working.acquire().await else {
             return Err(Hangup);
         };
         let service = Arc::clone(&self.shared.service);
         let reply =
             tokio::task::spawn_blocking(move || service.serve(&caller, charset.as_deref(), &plain));
-        let Ok(reply) = reply.await else {
-            // The service panicked; a person finds that in the log of panics, the client gets no answer.
-            return Err(Hangup);
-        };
-        if fault == Some(WireFault::CloseAfter) {
-            return Err(Hangup);
-        }
-        written(reply, keys).map_err(|_| Hangup)
+        // Where the service panicked, a person finds that in the log of panics; the client gets no answer.
+        reply.await.map_err(|_| Hangup)
+    }
+
+    fn refusal(
+        &self,
+        code: FaultCode,
+        charset: Option<&str>,
+        plain: &[u8],
+    ) -> std::result::Result<Reply, Hangup> {
+        let mut id = [0; 16];
+        let entropy = &self.shared.options.entropy;
+        entropy.fill(&mut id).map_err(|_| Hangup)?;
+        let fault = Fault::new(code).because("(A fault that was asked for.)");
+        Ok(refusal(&fault, charset, plain, &MessageId::from_bytes(id)))
     }
 
     /// The plain envelope, and the keys that the answer is to be sealed with; or the refusal.
@@ -408,7 +445,7 @@ fn with_token(scheme: &'static str, token: Option<&[u8]>) -> Result<HeaderValue>
 }
 
 fn empty(status: StatusCode) -> Answer {
-    let mut answer = Response::new(Full::default());
+    let mut answer = Response::new(AnswerBody::default());
     *answer.status_mut() = status;
     let server = HeaderValue::from_static("Microsoft-HTTPAPI/2.0");
     answer.headers_mut().insert(SERVER, server);
@@ -440,6 +477,6 @@ fn written(reply: Reply, keys: Option<&mut Keys>) -> Result<Answer> {
         .map_err(|cause| Error::new(ErrorKind::Invalid, "content type").caused_by(cause))?;
     let mut answer = empty(status);
     answer.headers_mut().insert(CONTENT_TYPE, content_type);
-    *answer.body_mut() = Full::new(Bytes::from(body));
+    *answer.body_mut() = AnswerBody::whole(Bytes::from(body));
     Ok(answer)
 }
