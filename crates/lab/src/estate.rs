@@ -26,6 +26,8 @@ mod disk_tracking;
 mod exporting;
 mod failover;
 mod fault;
+mod folders;
+mod guest_work;
 mod hardware;
 mod host;
 mod ids;
@@ -68,6 +70,7 @@ pub use defining::{ImportId, SystemChange, SystemDefinition, SystemTarget};
 pub use disk::{DiskFacts, DiskFile, DiskFormat, DiskType};
 pub use exporting::{ExportFolder, ExportRequest, ExportStorage};
 pub use fault::{Fault, FaultKind, Faults, Repeat, Trigger};
+pub use folders::HostFolder;
 pub use hardware::{
     AdapterKind, Controller, ControllerKind, DiskSharing, Drive, FibreChannelPort, Hardware,
     IDE_CONTROLLER, Medium, Memory, NetworkAdapter, PhysicalDisk, Security,

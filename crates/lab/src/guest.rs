@@ -24,4 +24,4 @@ mod workload;
 
 pub use examine::{Consistency, Examination, examine};
 pub use record::{Layout, Place, RECORD_BYTES, Record, RecordKind};
-pub use workload::{Guest, GuestDisks, GuestMemory, GuestOs, Health, Quiesced, WriterState};
+pub use workload::{BULK_BYTES, Guest, GuestDisks, GuestMemory, GuestOs, Health, Quiesced, WriterState};

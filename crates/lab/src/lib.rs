@@ -13,12 +13,14 @@
 //! disks are real: whoever opens a file of the estate reads what the guest wrote. What is not modelled is refused, never
 //! pretended.
 
+pub mod control;
 mod error;
 pub mod estate;
 pub mod guest;
 pub mod provider;
 pub mod scenario;
 pub mod schema;
+pub mod smb;
 pub mod wire;
 
 pub use error::{Error, ErrorKind, HResult, Result, ReturnCode, Win32Error};

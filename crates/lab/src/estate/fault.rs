@@ -43,6 +43,78 @@ pub enum FaultKind {
     LogonRightMissing,
 }
 
+impl FaultKind {
+    /// All of them.
+    pub const ALL: &'static [Self] = &[
+        Self::WriterFails,
+        Self::WriterTimesOut,
+        Self::WriterLies,
+        Self::CheckpointFails,
+        Self::ConversionFails,
+        Self::MergeFails,
+        Self::DiskFull,
+        Self::TrackingLost,
+        Self::TrackingLies,
+        Self::MigrationFails,
+        Self::StateChangeFails,
+        Self::JobIsSlow,
+        Self::JobVanishes,
+        Self::JobIsNotNamed,
+        Self::LogonRightMissing,
+        Self::NodeCrashes,
+    ];
+
+    /// What people call it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::WriterFails => "writer-fails",
+            Self::WriterTimesOut => "writer-times-out",
+            Self::WriterLies => "writer-lies",
+            Self::MergeFails => "merge-fails",
+            Self::CheckpointFails => "checkpoint-fails",
+            Self::ConversionFails => "conversion-fails",
+            Self::DiskFull => "disk-full",
+            Self::JobVanishes => "job-vanishes",
+            Self::JobIsSlow => "job-is-slow",
+            Self::JobIsNotNamed => "job-is-not-named",
+            Self::TrackingLost => "tracking-lost",
+            Self::TrackingLies => "tracking-lies",
+            Self::MigrationFails => "migration-fails",
+            Self::StateChangeFails => "state-change-fails",
+            Self::NodeCrashes => "node-crashes",
+            Self::LogonRightMissing => "logon-right-missing",
+        }
+    }
+
+    /// What happens, in one line.
+    pub fn help(self) -> &'static str {
+        match self {
+            Self::WriterFails => {
+                "a writer of the guest refuses: an application-consistent checkpoint fails"
+            }
+            Self::WriterTimesOut => {
+                "a writer of the guest hangs: the checkpoint fails after a minute"
+            }
+            Self::WriterLies => "a writer says that it is done and is not: only the bytes tell",
+            Self::MergeFails => "a merge ends in an exception; the files stay as they are",
+            Self::CheckpointFails => "a checkpoint cannot be created",
+            Self::ConversionFails => {
+                "a conversion to a reference point ends in an exception; the checkpoint stays"
+            }
+            Self::DiskFull => "no room for what is being made or merged",
+            Self::JobVanishes => "a job is gone as soon as it is over",
+            Self::JobIsSlow => "a job takes twenty times as long",
+            Self::JobIsNotNamed => "a method answers 4096 and names no job",
+            Self::TrackingLost => "change tracking is gone from all disks of the VM",
+            Self::TrackingLies => "change tracking leaves a part of the changes out",
+            Self::MigrationFails => "a migration ends in an exception; the VM stays",
+            Self::StateChangeFails => "a start, save or stop ends in an exception",
+            Self::NodeCrashes => "a node loses power in the middle of the job that is begun",
+            Self::LogonRightMissing => "worker processes may not log on as a service: 0x8007052F",
+        }
+    }
+}
+
 /// When it goes wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Trigger {

@@ -75,6 +75,16 @@ impl SharedEstate {
         shared.pace = pace;
     }
 
+    /// Lets so much time pass at once; what the pace brings comes on top.
+    ///
+    /// # Errors
+    /// As [`Estate::advance`].
+    pub fn pass(&self, duration: Duration) -> Result<()> {
+        let mut shared = self.shared.write().unwrap_or_else(PoisonError::into_inner);
+        shared.origin.0 = shared.origin.0.after(duration);
+        shared.estate.advance(duration)
+    }
+
     /// A request has come: time passes as the pace says.
     ///
     /// # Errors

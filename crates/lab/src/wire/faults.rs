@@ -8,6 +8,9 @@ use wsman::transport::{WireFault, WireFaults};
 use crate::estate::HostName;
 use crate::provider::SharedEstate;
 
+/// More repetitions of one fault than this are cut to it.
+const PLAN_MAX: usize = 100_000;
+
 /// Faults of one host's wire, to come in their order.
 pub struct WirePlan {
     estate: Arc<SharedEstate>,
@@ -29,6 +32,29 @@ impl WirePlan {
     pub fn after(&self, requests: u32, fault: WireFault) {
         let mut planned = self.planned.lock().unwrap_or_else(PoisonError::into_inner);
         planned.push_back((requests, fault));
+    }
+
+    /// The same fault so many times: the first after some requests that go well, the others at once behind it.
+    pub fn repeat(&self, requests: u32, times: u32, fault: WireFault) {
+        let mut planned = self.planned.lock().unwrap_or_else(PoisonError::into_inner);
+        let waits = std::iter::once(requests).chain(std::iter::repeat(0));
+        for wait in waits.take(usize::try_from(times).unwrap_or(usize::MAX).min(PLAN_MAX)) {
+            planned.push_back((wait, fault));
+        }
+    }
+
+    /// Those still to come: after how many requests that go well, counted from the one before, and what.
+    pub fn planned(&self) -> Vec<(u32, WireFault)> {
+        let planned = self.planned.lock().unwrap_or_else(PoisonError::into_inner);
+        planned.iter().copied().collect()
+    }
+
+    /// Takes back those still to come; how many they were.
+    pub fn clear(&self) -> usize {
+        let mut planned = self.planned.lock().unwrap_or_else(PoisonError::into_inner);
+        let left = planned.len();
+        planned.clear();
+        left
     }
 
     /// How many are still to come.

@@ -17,6 +17,7 @@ use tempfile::TempDir;
 use wsman::auth::Secret;
 use wsman::cim::Namespace;
 use wsman::client::{CimClient, ClientOptions, ClientSources, WsmanClient};
+use wsman::message::FaultCode;
 use wsman::server::ServiceSources;
 use wsman::transport::{
     Credentials, Endpoint, HttpTransport, HttpTransportOptions, Line, TransportRuntime, WireFault,
@@ -159,6 +160,31 @@ fn a_login_that_expires_is_made_anew_and_a_broken_line_is_tried_again() {
         assert_eq!(rows.len(), 4);
     }
     assert_eq!(plan.left(), 0);
+}
+
+#[test]
+fn a_wire_out_of_sorts_is_told_by_its_kind_and_what_was_cut_is_asked_again() {
+    let scene = scene();
+    let client = scene.client("HV01\\Administrator", PASSWORD);
+    let plan = scene.wire.plan(&scene.first).expect("a plan").clone();
+    let ask = || client.enumerate(&v2(), &"Msvm_ComputerSystem".into());
+    plan.after(1, WireFault::CloseInside);
+    plan.after(1, WireFault::Slow(Duration::from_millis(20)));
+    for _ in 0..3 {
+        assert_eq!(ask().expect("systems").len(), 4);
+    }
+    assert_eq!(plan.left(), 0);
+    plan.after(0, WireFault::Refused(FaultCode::AccessDenied));
+    let error = ask().expect_err("a fault that was asked for");
+    assert_eq!(error.kind(), ErrorKind::AccessDenied);
+    let fault = error.fault().expect("a fault");
+    assert!(fault.reason.contains("asked for"), "{fault:?}");
+    plan.after(0, WireFault::Refused(FaultCode::InternalError));
+    assert_eq!(ask().expect_err("a fault").kind(), ErrorKind::Fault);
+    plan.repeat(1, 2, WireFault::Unauthorized);
+    assert_eq!(plan.left(), 2);
+    assert_eq!(plan.clear(), 2);
+    assert_eq!(ask().expect("systems").len(), 4);
 }
 
 #[test]
