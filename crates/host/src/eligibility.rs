@@ -15,7 +15,8 @@
 //! | `HK-E-CLUSTER` | the group of a clustered machine is online | application, file system |
 //! | `HK-E-PASSTHROUGH` `HK-E-FC` `HK-E-ISCSI` `HK-E-SHARED` `HK-E-VHDSET` | every disk can be in a checkpoint | whole machine |
 //! | `HK-E-HOST` | recovery checkpoints over WMI (Windows Server 2016) | application, file system, crash, tracking |
-//! | `HK-E-VERSION` `HK-E-FORMAT` | configuration 8.0 or later; every image a VHDX | tracking |
+//! | `HK-E-VERSION` | configuration 8.0 or later | tracking |
+//! | `HK-E-FORMAT` | every image a VHDX | tracking, where no image is one |
 //! | `HK-E-HEALTH` `HK-E-IDLE` `HK-E-COUNT` `HK-E-FOREIGN` `HK-E-LOGON` | the host can make a checkpoint now | all but none |
 //! | `HK-E-REPLICA` | not a replica | all |
 //! | `HK-E-ASSIGNED` | no device of the host is assigned | all but crash |

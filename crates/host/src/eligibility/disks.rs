@@ -165,11 +165,25 @@ fn path(disks: &[DiskFacts]) -> RuleReport {
     }
 }
 
+/// Disks are tracked one by one: only a machine that has no VHDX at all has no tracking.
 fn format(disks: &[DiskFacts]) -> RuleReport {
+    let has_tracked = disks.iter().any(|disk| {
+        matches!(
+            disk.backing,
+            DiskBacking::Image {
+                image: ImageKind::Vhdx,
+                ..
+            }
+        )
+    });
     let rule = Rule {
         code: "HK-E-FORMAT",
         rule: "every image is a VHDX, so that changes are tracked",
-        gates: Gates::NONE,
+        gates: if has_tracked {
+            Gates::NONE
+        } else {
+            Gates::TRACKING
+        },
     };
     let broken: Vec<String> = disks
         .iter()

@@ -201,6 +201,11 @@ const CASES: &[Case] = &[
     (
         "HK-E-FORMAT",
         |it| it.disks = vec![disk(0, "D:\\a.vhd")],
+        Closed::Tracking,
+    ),
+    (
+        "HK-E-FORMAT",
+        |it| it.disks = vec![disk(0, "D:\\a.vhd"), disk(1, "D:\\b.vhdx")],
         Closed::Nothing,
     ),
     (
@@ -232,7 +237,14 @@ const CASES: &[Case] = &[
         Closed::Whole,
     ),
     ("HK-E-SHARED", |it| share(it, "D:\\a.vhdx"), Closed::Whole),
-    ("HK-E-VHDSET", |it| share(it, "D:\\a.vhds"), Closed::Whole),
+    (
+        "HK-E-VHDSET",
+        |it| {
+            share(it, "D:\\a.vhds");
+            it.disks.push(disk(1, "D:\\b.vhdx"));
+        },
+        Closed::Whole,
+    ),
     (
         "HK-E-CLUSTER",
         |it| it.role = Some(role(RoleState::Failed)),
