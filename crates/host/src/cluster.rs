@@ -69,7 +69,7 @@ pub struct ClusterFacts {
     pub nodes: Vec<ClusterNode>,
     /// Its shared volumes.
     pub volumes: Vec<SharedVolume>,
-    /// Roles of machines, by the machine's id.
+    /// Roles of machines, by the machine's id; those whose machine nobody tells are not there.
     pub roles: Vec<(VmId, RoleFacts)>,
 }
 

@@ -8,13 +8,14 @@
 //! The private properties may be missing from what a host sends; then a resource belongs to the machine of its name on the node
 //! that owns it, and to nobody when two have that name. Methods of clusters return nothing: their effect is looked for.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use wsman::cim::{CimInstance, CimValue};
 
 use super::HyperV;
 use super::decode::text;
 use super::jobs::is_passing;
+use super::names;
 use super::node::{Node, Realm, quoted};
 use crate::boundary::ClusterMembership;
 use crate::clock::CancelToken;
@@ -196,6 +197,27 @@ impl ClusterView {
         }
     }
 
+    /// Nodes that own roles whose machine is not told.
+    fn unnamed_owners(&self) -> BTreeSet<NodeName> {
+        let unnamed = self.unnamed.values().flatten();
+        unnamed.map(|role| role.owner.clone()).collect()
+    }
+
+    /// Tells roles by their machines' names, as the node that owns them knows those. Who shares his name on that node gets none.
+    fn name_roles(&mut self, owner: &NodeName, machines: &[(VmId, String)]) {
+        let mut by_name: HashMap<&str, Vec<VmId>> = HashMap::new();
+        for (vm, name) in machines {
+            by_name.entry(name).or_default().push(*vm);
+        }
+        for (name, machines) in by_name {
+            if let [only] = machines.as_slice()
+                && let Some(role) = self.role_of(*only, name, owner)
+            {
+                self.roles.insert(*only, role);
+            }
+        }
+    }
+
     fn into_facts(self) -> ClusterFacts {
         let mut roles: Vec<(VmId, RoleFacts)> = self.roles.into_iter().collect();
         roles.sort_by_key(|(vm, _)| *vm);
@@ -318,7 +340,10 @@ impl ClusterMembership for HyperV {
             match name_on(node) {
                 Ok(Some(name)) if found.iter().all(|it| it.name != name) => {
                     match ClusterView::fetch(node, &name) {
-                        Ok(view) => found.push(view.into_facts()),
+                        Ok(mut view) => {
+                            self.name_roles(&mut view);
+                            found.push(view.into_facts());
+                        }
                         Err(error) => silent = Some(error),
                     }
                 }
@@ -340,7 +365,9 @@ impl ClusterMembership for HyperV {
                 format!("{} is in no cluster", node.name()),
             )
         })?;
-        if ClusterView::fetch(&node, &cluster)?.roles.contains_key(&vm) {
+        let machine = self.machine_on(&node, vm)?;
+        let view = ClusterView::fetch(&node, &cluster)?;
+        if view.role_of(vm, &machine.name, node.name()).is_some() {
             return self.set_spec(&node, &cluster, vm, spec);
         }
         let target = node.cluster_path("MSCluster_Cluster", &cluster);
@@ -413,7 +440,30 @@ pub(super) fn begin(called: Result<CimInstance>) -> Result<()> {
     }
 }
 
+/// Machines that are realized on a node, by id, with their names in lower case.
+fn machine_names(node: &Node) -> Result<Vec<(VmId, String)>> {
+    let rows = node.rows(Realm::Virtualization, names::SYSTEM, None)?;
+    Ok(rows
+        .iter()
+        // The node itself has its name where a machine has its id.
+        .filter_map(|row| {
+            let vm = row.text_ref("Name")?.parse().ok()?;
+            Some((vm, row.text_ref("ElementName")?.to_lowercase()))
+        })
+        .collect())
+}
+
 impl HyperV {
+    /// Finds the machines of roles that a cluster does not tell, by asking the nodes that own them.
+    ///
+    /// A node that does not answer leaves its roles without a machine: the cluster's other facts stand.
+    fn name_roles(&self, view: &mut ClusterView) {
+        for owner in view.unnamed_owners() {
+            let machines = self.node(&owner).and_then(|node| machine_names(&node));
+            view.name_roles(&owner, &machines.unwrap_or_default());
+        }
+    }
+
     /// The role of a machine, and a node of its cluster to ask: its owner.
     pub(super) fn role_on(
         &self,

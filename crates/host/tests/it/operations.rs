@@ -208,6 +208,37 @@ fn a_cluster_is_told_with_nodes_volumes_and_roles() {
 }
 
 #[test]
+fn a_role_whose_machine_is_withheld_is_told_by_the_name_that_its_owner_knows() {
+    let withhold = |estate: &FakeEstate| {
+        for resource in estate.nodes[0].lock().of("MSCluster_Resource") {
+            resource.properties.remove("PrivateProperties");
+        }
+    };
+    let estate = clustered();
+    add_role(&mut estate.nodes[0].lock(), "SQL01", "HV01");
+    withhold(&estate);
+    let driver = estate.driver();
+    let told = driver.clusters(&calm()).expect("clusters").remove(0);
+    assert_eq!(told.roles.len(), 1);
+    assert_eq!(told.roles[0].0, vm(1));
+    // It has a role: nobody is asked to make another.
+    driver
+        .add_role(vm(1), &RoleSpec::default(), &calm())
+        .expect("there already");
+    assert_eq!(estate.nodes[0].calls("AddVirtualMachine"), 0);
+    // Two machines of that name on the owner: neither is given the role.
+    estate.nodes[0].add_vm(vm(2), "sql01", &[]);
+    let told = driver.clusters(&calm()).expect("clusters").remove(0);
+    assert_eq!(told.roles, []);
+    // The owner does not have it, another node does.
+    let estate = clustered();
+    add_role(&mut estate.nodes[0].lock(), "sql01", "HV02");
+    withhold(&estate);
+    let told = estate.driver().clusters(&calm()).expect("clusters");
+    assert_eq!(told[0].roles, []);
+}
+
+#[test]
 fn a_role_is_made_set_and_removed() {
     let estate = clustered();
     let driver = estate.driver();
