@@ -24,7 +24,6 @@ mod rows;
 mod shared;
 mod texts;
 
-use std::cell::Cell;
 use std::sync::Arc;
 
 use wsman::cim::{CimInstance, CimPath, CimValue, ClassName, Namespace};
@@ -45,12 +44,6 @@ use self::rows::Scene;
 use crate::estate::{Estate, GroupName, HostName, Switch};
 use crate::schema::ClassTables;
 use crate::{Error, Result};
-
-thread_local! {
-    /// Whether the enumeration that this thread was just asked for is a query: what is related can be asked for by a filter of
-    /// its own, too, and a request is answered by one thread from its admission on.
-    static ASKED_BY_QUERY: Cell<bool> = const { Cell::new(false) };
-}
 
 /// What a host is to those who call it.
 #[derive(Debug, Clone)]
@@ -203,12 +196,14 @@ impl CimProvider for HostProvider {
             _ => return Ok(()),
         };
         self.options.roles.check(caller, namespace)?;
-        if let Operation::Enumerate { query, .. } = operation {
-            ASKED_BY_QUERY.set(query.is_some());
-            let takes = self
-                .estate
-                .read(|it| it.switches().is_kind(Switch::WqlOnVirtualization));
-            if query.is_some() && *namespace == *VIRTUALIZATION && !takes {
+        if let Operation::Enumerate {
+            query, association, ..
+        } = operation
+        {
+            let asked = query.map(|_| Switch::WqlOnVirtualization);
+            let asked = asked.or(association.map(|_| Switch::AssociationFilter));
+            let takes = |switch| self.estate.read(|it| it.switches().is_kind(switch));
+            if *namespace == *VIRTUALIZATION && asked.is_some_and(|switch| !takes(switch)) {
                 return Err(Fault::new(FaultCode::CannotProcessFilter));
             }
         }
@@ -238,7 +233,8 @@ impl CimProvider for HostProvider {
             let mut rows = Vec::new();
             for member in schemas.family(class) {
                 if catalog::coverage(member.as_str()) == Coverage::Modelled {
-                    rows.extend(catalog::rows(scene, member.as_str(), &hint));
+                    let found = catalog::rows(scene, member.as_str(), &hint);
+                    rows.extend(found.map_err(|it| unavailable(&it))?);
                 }
             }
             for row in &mut rows {
@@ -253,7 +249,8 @@ impl CimProvider for HostProvider {
             return Err(refused(&path.class));
         }
         self.look(|scene| {
-            let mut found = catalog::find(scene, path).ok_or_else(|| not_found(path))?;
+            let found = catalog::find(scene, path).map_err(|it| unavailable(&it))?;
+            let mut found = found.ok_or_else(|| not_found(path))?;
             self.dress(&mut found, scene.estate);
             Ok(found)
         })
@@ -265,14 +262,9 @@ impl CimProvider for HostProvider {
         _caller: &Caller,
     ) -> std::result::Result<Vec<CimInstance>, Fault> {
         let schemas = self.schemas(&query.object.namespace)?;
-        let takes = self
-            .estate
-            .read(|it| it.switches().is_kind(Switch::AssociationFilter));
-        if !ASKED_BY_QUERY.get() && query.object.namespace == *VIRTUALIZATION && !takes {
-            return Err(Fault::new(FaultCode::CannotProcessFilter));
-        }
         self.look(|scene| {
-            if catalog::find(scene, &query.object).is_none() {
+            let object = catalog::find(scene, &query.object).map_err(|it| unavailable(&it))?;
+            if object.is_none() {
                 return Err(not_found(&query.object));
             }
             let mut rows = Vec::new();
@@ -284,7 +276,8 @@ impl CimProvider for HostProvider {
                     .as_ref()
                     .is_none_or(|wanted| schemas.is_a(&class, wanted));
                 if is_known && is_wanted {
-                    related_through(scene, schemas, association, query, &mut rows);
+                    related_through(scene, schemas, association, query, &mut rows)
+                        .map_err(|it| unavailable(&it))?;
                 }
             }
             for row in &mut rows {
@@ -391,7 +384,7 @@ fn related_through(
     association: &links::Association,
     query: &AssociationQuery,
     rows: &mut Vec<CimInstance>,
-) {
+) -> Result<()> {
     let object = query.object.id();
     let is_role = |wanted: &Option<String>, role: &str| {
         wanted
@@ -416,7 +409,7 @@ fn related_through(
         }
         match query.kind {
             Association::Associators if is_result(&other.class) => {
-                rows.extend(catalog::find(scene, other));
+                rows.extend(catalog::find(scene, other)?);
             }
             Association::References if is_result(&ClassName::new(association.class)) => {
                 rows.push(links::row_of(association, link));
@@ -424,4 +417,5 @@ fn related_through(
             Association::Associators | Association::References => {}
         }
     }
+    Ok(())
 }

@@ -14,6 +14,7 @@ use super::identity::ServiceKind;
 use super::links;
 use super::rows::parts::{self, Part};
 use super::rows::{Holder, Scene, cluster, devices, jobs, machine, points, settings, systems};
+use crate::Result;
 use crate::estate::{JobClass, Realm};
 
 /// What the lab does with a class that can be enumerated.
@@ -94,18 +95,21 @@ pub(super) fn coverage(class: &str) -> Coverage {
 }
 
 /// Instances of exactly this class that a hint lets through.
-pub(super) fn rows(scene: &Scene<'_>, class: &str, hint: &Hint) -> Vec<CimInstance> {
+///
+/// # Errors
+/// `Invalid` when something cannot be written as the text of an embedded instance.
+pub(super) fn rows(scene: &Scene<'_>, class: &str, hint: &Hint) -> Result<Vec<CimInstance>> {
     if class.starts_with("MSCluster_") {
-        return cluster_rows(scene, class);
+        return Ok(cluster_rows(scene, class));
     }
     if links::is_association(class) {
-        return links::rows(scene, class, None);
+        return Ok(links::rows(scene, class, None));
     }
     if parts::CLASSES.contains(&class) {
         return part_rows(scene, class, hint);
     }
     if let Some(service) = systems::SERVICES.iter().find(|it| it.class == class) {
-        return vec![systems::service_row(scene, *service)];
+        return Ok(vec![systems::service_row(scene, *service)]);
     }
     if let Some(kind) = ServiceKind::ALL
         .into_iter()
@@ -117,7 +121,7 @@ pub(super) fn rows(scene: &Scene<'_>, class: &str, hint: &Hint) -> Vec<CimInstan
             .map(|vm| devices::device_row(scene, vm, kind))
             .collect();
     }
-    match class {
+    Ok(match class {
         "CIM_DataFile" => vec![machine::program_row(scene)],
         "Win32_ComputerSystem" => vec![machine::computer_system_row(scene)],
         "Win32_ComputerSystemProduct" => vec![machine::product_row(scene)],
@@ -128,7 +132,7 @@ pub(super) fn rows(scene: &Scene<'_>, class: &str, hint: &Hint) -> Vec<CimInstan
         "Msvm_StorageJob" => job_rows(scene, JobClass::Storage, hint),
         "Msvm_MigrationJob" => job_rows(scene, JobClass::Migration, hint),
         _ => system_rows(scene, class, hint),
-    }
+    })
 }
 
 fn system_rows(scene: &Scene<'_>, class: &str, hint: &Hint) -> Vec<CimInstance> {
@@ -182,17 +186,16 @@ fn system_rows(scene: &Scene<'_>, class: &str, hint: &Hint) -> Vec<CimInstance> 
     }
 }
 
-fn part_rows(scene: &Scene<'_>, class: &str, hint: &Hint) -> Vec<CimInstance> {
+fn part_rows(scene: &Scene<'_>, class: &str, hint: &Hint) -> Result<Vec<CimInstance>> {
     let mut rows = Vec::new();
     for holder in hint.systems(scene).into_iter().flat_map(Holder::all_of) {
-        let parts = Part::all_of(scene, &holder).into_iter();
-        rows.extend(
-            parts
-                .filter(|part| part.class() == class)
-                .map(|part| part.row(scene, &holder)),
-        );
+        for part in Part::all_of(scene, &holder) {
+            if part.class() == class {
+                rows.push(part.row(scene, &holder)?);
+            }
+        }
     }
-    rows
+    Ok(rows)
 }
 
 fn job_rows(scene: &Scene<'_>, class: JobClass, hint: &Hint) -> Vec<CimInstance> {
@@ -235,20 +238,23 @@ fn cluster_rows(scene: &Scene<'_>, class: &str) -> Vec<CimInstance> {
 }
 
 /// The instance of a path, if there is one.
-pub(super) fn find(scene: &Scene<'_>, path: &CimPath) -> Option<CimInstance> {
+///
+/// # Errors
+/// As [`rows`].
+pub(super) fn find(scene: &Scene<'_>, path: &CimPath) -> Result<Option<CimInstance>> {
     let class = path.class.as_str();
     if let Some(found) = find_in_cluster(scene, path) {
-        return Some(found);
+        return Ok(Some(found));
     }
     if links::is_association(class) {
-        return links::rows(scene, class, None)
+        return Ok(links::rows(scene, class, None)
             .into_iter()
-            .find(|instance| links::is_same_row(path, instance));
+            .find(|instance| links::is_same_row(path, instance)));
     }
     let hint = Hint::of_path(path);
-    rows(scene, class, &hint)
+    Ok(rows(scene, class, &hint)?
         .into_iter()
-        .find(|instance| path.names(instance))
+        .find(|instance| path.names(instance)))
 }
 
 /// Groups and resources by name: a cluster may have thousands.

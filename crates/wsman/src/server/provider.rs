@@ -18,6 +18,8 @@ pub enum Operation<'a> {
         namespace: &'a Namespace,
         /// The query, if it is one.
         query: Option<&'a str>,
+        /// What is related to an instance, if that is asked for by a filter of its own and not by a query.
+        association: Option<&'a AssociationQuery>,
     },
     /// Go on with one.
     Pull,

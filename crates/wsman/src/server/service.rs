@@ -303,6 +303,10 @@ impl WsmanService {
                 Some(Filter::Wql(query)) => Some(query),
                 _ => None,
             },
+            association: match &enumerate.filter {
+                Some(Filter::Association(query)) => Some(query),
+                _ => None,
+            },
         };
         self.provider.admit(&operation, turn.caller)?;
         let question = Question {

@@ -529,6 +529,15 @@ impl<'d, 't> Element<'d, 't> {
             .map(|it| &*it.value)
     }
 
+    /// All attributes, in order: namespace (empty where the name has no prefix), local name, value. Bindings of prefixes are none.
+    pub fn attributes(self) -> impl Iterator<Item = (&'d str, &'t str, &'d str)> {
+        let (first, end) = self.node().attributes;
+        let all = self.document.attributes.get(first as usize..end as usize);
+        all.unwrap_or_default()
+            .iter()
+            .map(move |it| (self.namespace_text(it.namespace), it.local, &*it.value))
+    }
+
     /// Whether `xsi:nil` says that there is no value.
     pub fn is_nil(self) -> bool {
         self.attribute(namespace::XSI, "nil")

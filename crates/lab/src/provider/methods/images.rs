@@ -37,7 +37,7 @@ pub(super) fn get_setting_data(call: &mut Call<'_>) -> Answer {
         let id = call.estate.disk_file(&call.host, &parent)?.facts.disk_id;
         instance.set("ParentIdentifier", id.to_string().to_uppercase());
     }
-    Ok(Outcome::code(0).with("SettingData", embedded::text_of(&instance)))
+    Ok(Outcome::code(0).with("SettingData", embedded::text_of(&instance)?))
 }
 
 /// `GetVirtualHardDiskState`.
@@ -52,7 +52,7 @@ pub(super) fn get_state(call: &mut Call<'_>) -> Answer {
         .with("MinInternalSize", CimValue::Null)
         .with("PhysicalSectorSize", state.facts.physical_sector_bytes)
         .with("Timestamp", datetime(call.estate.now()));
-    Ok(Outcome::code(0).with("State", embedded::text_of(&instance)))
+    Ok(Outcome::code(0).with("State", embedded::text_of(&instance)?))
 }
 
 /// `GetVirtualDiskChanges`. `TargetSnapshotId` is for VHD sets, which are not read here.

@@ -15,13 +15,13 @@ fn target<'c>(call: &'c Call<'_>) -> Result<&'c Job, Refusal> {
 
 /// `GetErrorEx`: every error as text of an embedded instance; none for a job that did not fail.
 pub(super) fn get_error_ex(call: &mut Call<'_>) -> Answer {
-    let errors = errors(target(call)?);
+    let errors = errors(target(call)?)?;
     Ok(Outcome::code(0).with("Errors", (!errors.is_empty()).then_some(errors)))
 }
 
 /// `GetError`: the first of them.
 pub(super) fn get_error(call: &mut Call<'_>) -> Answer {
-    let first = errors(target(call)?).into_iter().next();
+    let first = errors(target(call)?)?.into_iter().next();
     Ok(Outcome::code(0).with("Error", first))
 }
 

@@ -187,7 +187,7 @@ fn changes_of(
     let part = Part::find(&scene, &holder, id)
         .filter(|part| given.class == part.class())
         .ok_or_else(invalid_parameter)?;
-    let changed = differences(given, &part.row(&scene, &holder));
+    let changed = differences(given, &part.row(&scene, &holder)?);
     let only = |names: &[&str]| {
         let all = changed.iter().all(|it| names.contains(&it.as_str()));
         if all { Ok(()) } else { Err(not_supported()) }

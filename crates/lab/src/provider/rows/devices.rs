@@ -3,6 +3,7 @@
 use wsman::cim::{CimInstance, CimPath};
 
 use super::{Scene, row};
+use crate::Result;
 use crate::estate::{IntegrationService, PhysicalDisk, ServiceStatus, VirtualMachine};
 use crate::provider::embedded;
 use crate::provider::identity::{self, ServiceKind, VIRTUALIZATION};
@@ -42,7 +43,7 @@ pub(in crate::provider) fn device_row(
     scene: &Scene<'_>,
     vm: &VirtualMachine,
     kind: ServiceKind,
-) -> CimInstance {
+) -> Result<CimInstance> {
     let service = service_of(vm, kind);
     let status = vm.service_status(service);
     let class = kind.device_class();
@@ -80,23 +81,23 @@ pub(in crate::provider) fn device_row(
             .guest_facts
             .iter()
             .map(|(name, data)| item(name, data, ItemSource::GuestIntrinsic))
-            .collect();
+            .collect::<Result<_>>()?;
         if !items.is_empty() {
             instance.set("GuestIntrinsicExchangeItems", items);
         }
     }
-    instance
+    Ok(instance)
 }
 
 /// `HostOnlyItems`: what was written on a VM by its host.
-pub(in crate::provider) fn host_only_items(vm: &VirtualMachine) -> Vec<String> {
+pub(in crate::provider) fn host_only_items(vm: &VirtualMachine) -> Result<Vec<String>> {
     vm.host_items
         .iter()
         .map(|(name, data)| item(name, data, ItemSource::HostOnly))
         .collect()
 }
 
-fn item(name: &str, data: &str, source: ItemSource) -> String {
+fn item(name: &str, data: &str, source: ItemSource) -> Result<String> {
     let source = match source {
         ItemSource::GuestIntrinsic => 2_u16,
         ItemSource::HostOnly => 4,

@@ -4,6 +4,7 @@ use wsman::cim::{CimInstance, CimPath, CimValue};
 
 use super::parts::Part;
 use super::{Scene, datetime, interval, row};
+use crate::Result;
 use crate::estate::{
     Affected, Drive, Estate, HostName, Job, JobClass, JobState, Realm, TIME_BEFORE_REMOVAL, VmId,
 };
@@ -91,9 +92,12 @@ fn error_text(scene: &Scene<'_>, job: &Job) -> CimValue {
 }
 
 /// `Errors` of `GetErrorEx`: strings with an embedded `Msvm_Error` each.
-pub(in crate::provider) fn errors(job: &Job) -> Vec<String> {
+///
+/// # Errors
+/// As [`embedded::text_of`].
+pub(in crate::provider) fn errors(job: &Job) -> Result<Vec<String>> {
     let Some(failure) = &job.failure else {
-        return Vec::new();
+        return Ok(Vec::new());
     };
     let instance = CimInstance::new("Msvm_Error")
         .with("ErrorSource", "Microsoft-Windows-Hyper-V-VMMS")
@@ -105,7 +109,7 @@ pub(in crate::provider) fn errors(job: &Job) -> Vec<String> {
                 .cause
                 .map_or(CimValue::Null, |_| CimValue::from(1_u16)),
         );
-    vec![embedded::text_of(&instance)]
+    Ok(vec![embedded::text_of(&instance)?])
 }
 
 /// What a job touches: element and effect (0 unknown, 5 created). Created elements appear once the job completed.

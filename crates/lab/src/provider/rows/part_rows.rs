@@ -4,6 +4,7 @@ use wsman::cim::{CimInstance, CimValue};
 
 use super::parts::{Part, is_ide};
 use super::{Holder, Scene, row};
+use crate::Result;
 use crate::estate::{
     AdapterKind, Controller, DiskSharing, Drive, DriveAddress, FibreChannelPort, Medium,
     NetworkAdapter, PhysicalDisk, WindowsGeneration, WindowsPath,
@@ -21,9 +22,13 @@ struct Resource<'t> {
 }
 
 /// The instance of a component.
-pub(super) fn row_of(part: &Part<'_>, scene: &Scene<'_>, holder: &Holder<'_>) -> CimInstance {
+pub(super) fn row_of(
+    part: &Part<'_>,
+    scene: &Scene<'_>,
+    holder: &Holder<'_>,
+) -> Result<CimInstance> {
     let guid = holder.guid_text();
-    match part {
+    Ok(match part {
         Part::Memory => memory(part, scene, holder, &guid),
         Part::Processor => processor(part, scene, holder, &guid),
         Part::Controller(it) => controller(part, scene, it, &guid),
@@ -40,7 +45,7 @@ pub(super) fn row_of(part: &Part<'_>, scene: &Scene<'_>, holder: &Holder<'_>) ->
             .with("OperationMode", 1_u32),
         Part::FcPort(it) => fc_port(part, scene, &guid, it),
         Part::FcConnection(it) => fc_connection(part, scene, &guid, it),
-        Part::Service(kind) => service(part, holder, &guid, *kind),
+        Part::Service(kind) => service(part, holder, &guid, *kind)?,
         Part::Security => {
             let security = &holder.settings().hardware.security;
             row(&VIRTUALIZATION, part.class())
@@ -56,7 +61,7 @@ pub(super) fn row_of(part: &Part<'_>, scene: &Scene<'_>, holder: &Holder<'_>) ->
                 .with("TpmEnabled", security.has_tpm)
                 .with("VirtualizationBasedSecurityOptOut", false)
         }
-    }
+    })
 }
 
 fn resource(part: &Part<'_>, guid: &str, of: &Resource<'_>) -> CimInstance {
@@ -395,7 +400,12 @@ fn fc_connection(
     resource(part, guid, &of).with("Parent", parent)
 }
 
-fn service(part: &Part<'_>, holder: &Holder<'_>, guid: &str, kind: ServiceKind) -> CimInstance {
+fn service(
+    part: &Part<'_>,
+    holder: &Holder<'_>,
+    guid: &str,
+    kind: ServiceKind,
+) -> Result<CimInstance> {
     let name = match kind {
         ServiceKind::Vss => "Microsoft:VSS Component",
         ServiceKind::Kvp => "Microsoft:Key-Value Pair Exchange Component",
@@ -417,7 +427,7 @@ fn service(part: &Part<'_>, holder: &Holder<'_>, guid: &str, kind: ServiceKind) 
         .with("OtherResourceType", name);
     match kind {
         ServiceKind::Kvp => {
-            let items = super::devices::host_only_items(holder.vm);
+            let items = super::devices::host_only_items(holder.vm)?;
             if !items.is_empty() {
                 instance.set("HostOnlyItems", items);
             }
@@ -430,5 +440,5 @@ fn service(part: &Part<'_>, holder: &Holder<'_>, guid: &str, kind: ServiceKind) 
         ServiceKind::GuestServices => instance.set("DefaultEnabledStatePolicy", 3_u16),
         ServiceKind::Vss | ServiceKind::Shutdown | ServiceKind::TimeSync => {}
     }
-    instance
+    Ok(instance)
 }

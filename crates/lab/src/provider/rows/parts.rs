@@ -10,6 +10,7 @@ use uuid::Uuid;
 use wsman::cim::{CimInstance, CimPath};
 
 use super::{Holder, Scene, part_rows};
+use crate::Result;
 use crate::estate::{
     AdapterKind, Controller, Drive, DriveAddress, FibreChannelPort, Medium, NetworkAdapter,
     VmGeneration, WindowsGeneration, WindowsPath,
@@ -165,7 +166,11 @@ impl<'a> Part<'a> {
     }
 
     /// Its instance.
-    pub(in crate::provider) fn row(&self, scene: &Scene<'_>, holder: &Holder<'_>) -> CimInstance {
+    pub(in crate::provider) fn row(
+        &self,
+        scene: &Scene<'_>,
+        holder: &Holder<'_>,
+    ) -> Result<CimInstance> {
         part_rows::row_of(self, scene, holder)
     }
 }
