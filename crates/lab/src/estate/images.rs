@@ -11,12 +11,12 @@ use super::disk::{DiskFacts, DiskFile, DiskFormat, DiskType};
 use super::fault::FaultKind;
 use super::ids::{HostName, RctId, VmId};
 use super::job::{Affected, JobClass, Started};
-use super::storage::FilePlace;
+use super::storage::{FilePlace, VolumeKind};
 use super::switch::Switch;
 use super::tracking::Honesty;
 use super::work::JobPlan;
 use super::{Estate, WindowsPath};
-use crate::{Error, Result, ReturnCode};
+use crate::{Error, ErrorKind, HResult, Result, ReturnCode};
 
 /// At most so many runs in one answer: the rest is for the next call.
 const MAX_RUNS: usize = 2048;
@@ -141,6 +141,32 @@ impl Estate {
             waiting.extend(self.storage.children(&child));
         }
         Ok(FileLock::Free)
+    }
+
+    /// Whether the file at a path may be read by somebody who comes to a host from outside, over SMB or as an agent.
+    ///
+    /// # Errors
+    /// As [`Self::locate`]; a sharing violation for a disk that a running VM writes; access denied for a frozen file on a shared
+    /// volume that another node owns, where the switch says so.
+    pub fn check_readable(&self, host: &HostName, path: &WindowsPath) -> Result<()> {
+        self.live_host(host)?;
+        match self.file_lock(host, path)? {
+            FileLock::Free => return Ok(()),
+            FileLock::Exclusive => {
+                let why = format!("{path} is in use");
+                return Err(Error::new(ErrorKind::Wmi(HResult::SHARING_VIOLATION), why));
+            }
+            FileLock::ReadShared => {}
+        }
+        let place = self.locate(host, path)?;
+        let volume = self.storage.volume(place.volume);
+        let is_elsewhere = volume
+            .is_some_and(|it| matches!(&it.kind, VolumeKind::Csv { owner, .. } if owner != host));
+        if is_elsewhere && !self.switches.is_kind(Switch::FrozenFilesFromEveryNode) {
+            let why = format!("{path} is frozen on a volume that another node owns");
+            return Err(Error::returned(ReturnCode::AccessDenied, why));
+        }
+        Ok(())
     }
 
     /// `GetVirtualDiskChanges`.

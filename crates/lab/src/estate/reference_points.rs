@@ -36,17 +36,9 @@ impl Estate {
                 "only recovery checkpoints are converted",
             ));
         }
-        let (key, vm_id) = (vm.key, vm.id);
-        let plan = JobPlan {
-            host: host.clone(),
-            class: JobClass::Concrete,
-            job_type: 200,
-            system: Some(key),
-            activity: Some(Activity::DeletingCheckpoint),
-            lasts: self.timings.convert,
-            affected: vec![Affected::System(vm_id), Affected::Checkpoint(id)],
-            destination: None,
-        };
+        let key = vm.key;
+        let lasts = self.timings.convert;
+        let plan = JobPlan::of_checkpoint(vm, id, 200, Activity::DeletingCheckpoint, lasts);
         Ok(self.begin(plan, move |estate| estate.convert(key, id)))
     }
 

@@ -14,7 +14,7 @@ use super::checkpoint::Checkpoint;
 use super::checkpointing::{invalid_state, point_at, stem_of_disk};
 use super::hardware::DiskSharing;
 use super::ids::{CheckpointId, DriveAddress, HostName, SystemKey};
-use super::job::{Affected, JobClass, JobFailure, Started};
+use super::job::{Affected, JobFailure, Started};
 use super::storage::FilePlace;
 use super::switch::Switch;
 use super::vm::{Activity, PowerState};
@@ -67,26 +67,15 @@ impl Estate {
     }
 
     fn begin_destroying(&mut self, host: &HostName, ids: Vec<CheckpointId>) -> Result<Started> {
-        let first = ids.first().copied();
-        let vm = first
-            .map(|id| self.vm_of_checkpoint(host, id))
-            .transpose()?;
-        let Some(vm) = vm else {
+        let Some((first, others)) = ids.split_first() else {
             return Err(Error::invalid("no checkpoint to destroy"));
         };
-        let (key, id) = (vm.key, vm.id);
-        let mut affected = vec![Affected::System(id)];
-        affected.extend(ids.iter().copied().map(Affected::Checkpoint));
-        let plan = JobPlan {
-            host: host.clone(),
-            class: JobClass::Concrete,
-            job_type: 72,
-            system: Some(key),
-            activity: Some(Activity::DeletingCheckpoint),
-            lasts: self.timings.destroy_checkpoint,
-            affected,
-            destination: None,
-        };
+        let vm = self.vm_of_checkpoint(host, *first)?;
+        let key = vm.key;
+        let lasts = self.timings.destroy_checkpoint;
+        let mut plan = JobPlan::of_checkpoint(vm, *first, 72, Activity::DeletingCheckpoint, lasts);
+        let others = others.iter().copied().map(Affected::Checkpoint);
+        plan.affected.extend(others);
         Ok(self.begin(plan, move |estate| {
             for id in &ids {
                 if let Some(gone) = estate.take_checkpoint(key, *id)? {
@@ -170,17 +159,9 @@ impl Estate {
                 "a recovery checkpoint is not applied",
             ));
         }
-        let (key, vm_id) = (vm.key, vm.id);
-        let plan = JobPlan {
-            host: host.clone(),
-            class: JobClass::Concrete,
-            job_type: 71,
-            system: Some(key),
-            activity: Some(Activity::ApplyingCheckpoint),
-            lasts: self.timings.apply,
-            affected: vec![Affected::System(vm_id), Affected::Checkpoint(id)],
-            destination: None,
-        };
+        let key = vm.key;
+        let lasts = self.timings.apply;
+        let plan = JobPlan::of_checkpoint(vm, id, 71, Activity::ApplyingCheckpoint, lasts);
         Ok(self.begin(plan, move |estate| estate.go_back(key, id)))
     }
 

@@ -10,7 +10,7 @@
 use std::time::Duration;
 
 use super::fault::FaultKind;
-use super::ids::{GroupName, HostName, JobId, SystemKey, VmId};
+use super::ids::{CheckpointId, GroupName, HostName, JobId, SystemKey, VmId};
 use super::job::{Affected, Job, JobClass, JobFailure, JobState, Started, TIME_BEFORE_REMOVAL};
 use super::switch::Switch;
 use super::vm::{Activity, VirtualMachine};
@@ -54,6 +54,28 @@ pub(super) struct JobPlan {
     pub lasts: Duration,
     pub affected: Vec<Affected>,
     pub destination: Option<HostName>,
+}
+
+impl JobPlan {
+    /// A job of one of a VM's checkpoints.
+    pub(super) fn of_checkpoint(
+        vm: &VirtualMachine,
+        id: CheckpointId,
+        job_type: u16,
+        activity: Activity,
+        lasts: Duration,
+    ) -> Self {
+        Self {
+            host: vm.host.clone(),
+            class: JobClass::Concrete,
+            job_type,
+            system: Some(vm.key),
+            activity: Some(activity),
+            lasts,
+            affected: vec![Affected::System(vm.id), Affected::Checkpoint(id)],
+            destination: None,
+        }
+    }
 }
 
 impl From<Error> for JobFailure {

@@ -8,7 +8,7 @@ use lab::estate::{
     Switch, VolumeKind, VolumeState,
 };
 use lab::guest::GuestOs;
-use lab::{HResult, ReturnCode};
+use lab::{ErrorKind, HResult, ReturnCode};
 use vdisk::image::{ImageEditor, OpenOptions};
 use vdisk::vhdx::IdSource;
 
@@ -43,6 +43,9 @@ fn only_the_live_leaf_is_locked() {
     assert_eq!(lock(&rig, &base), FileLock::ReadShared);
     let leaf = rig.live_files()[0].clone();
     assert_eq!(lock(&rig, &leaf), FileLock::Exclusive);
+    let refused = rig.estate.check_readable(&rig.host, &leaf).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Wmi(HResult::SHARING_VIOLATION));
+    rig.estate.check_readable(&rig.host, &base).unwrap();
 }
 
 #[test]
