@@ -126,6 +126,14 @@ pub trait Checkpoints: Send + Sync {
     /// Takes a mark of ours beside a machine away. **Must** succeed when it is gone.
     fn unmark(&self, vm: VmId, mark: &MachineMark, cancel: &CancelToken) -> Result<()>;
 
+    /// Ends a freeze of the guest's file systems that a job left behind.
+    ///
+    /// **Must** do nothing, successfully, when nothing is frozen. Where the host itself freezes and thaws, nothing ever is.
+    fn thaw(&self, vm: VmId, cancel: &CancelToken) -> Result<Presence> {
+        let _ = (vm, cancel);
+        Ok(Presence::Absent)
+    }
+
     /// How far the machine's disks are merged, watched until they are or until `cancel`, in bounded time.
     fn watch_merge(&self, vm: VmId, cancel: &CancelToken) -> Result<MergeState>;
 
@@ -199,9 +207,9 @@ pub trait DiskReads: Send + Sync {
 ///
 /// **Must** take reads and writes at any position from several threads at once; grow when written behind its end, the gap
 /// reading as zeros; take [`WriteAt::set_size`]; and have bytes, size and the file's name durable on the host when
-/// [`WriteAt::flush`] has returned. **May rely on** nobody else writing the file. **Never** writes zeros where a hole will do and
-/// the place can have holes, and never hides a lost connection behind success: what was not flushed by then is an error of a later
-/// call at the latest.
+/// [`WriteAt::flush`] has returned. **May rely on** nobody else writing the file. **Never** fills up a hole of its own accord where the
+/// place has holes, and never hides a lost connection behind success: what was not flushed by then is an error of a later
+/// call at the latest, and of every call after it.
 pub trait HostFileWriter: WriteAt {}
 
 /// What a folder has an entry for.

@@ -2,35 +2,41 @@
 //!
 //! ```text
 //!   SmbAccess ── one connection for each server and share, made when first needed
-//!      └─ SmbFile (ReadAt) ── requests of 1 MiB, several under way ──► tasks on a small runtime of our own ──► transport
+//!      ├─ SmbFile (ReadAt) ──── requests of 1 MiB, several under way ──► tasks on a small runtime of our own ──► transport
+//!      └─ SmbWriter (WriteAt) ─ the same, and written behind: `write_at` returns when the request is under way
 //! ```
 //!
 //! The protocol is the crate `smb`'s; the transport is ours ([`transport`]), because the crate's own waits for delayed
 //! acknowledgements (RFD 22).
 //!
-//! **Invariants.** Files are opened for reading, sharing everything, without an oplock: nothing that a hypervisor would have to
+//! **Invariants.** Files are opened sharing everything, without an oplock: nothing that a hypervisor would have to
 //! break. Every wait has a time limit. What comes back is never believed to be longer than what was asked for: a server that says so
-//! costs its task, not the process. A connection that failed is made anew once; a second failure is the caller's.
+//! costs its task, not the process. A connection that failed is made anew once; a second failure is the caller's. A file
+//! that is being written never changes its connection: what the server held of it might be gone.
 //!
-//! **What it does not do.** No writing, no DFS, no Kerberos (the crate's NTLMv2 alone), no volumes without a letter or a share.
+//! **What it does not do.** No DFS, no Kerberos (the crate's NTLMv2 alone), no volumes without a letter or a share. No holes: Windows
+//! makes them in files that are marked sparse, and Hyper-V refuses images in such files.
 
+mod connect;
+mod folders;
+mod names;
+mod read;
 mod transport;
+mod write;
 
-use std::collections::HashMap;
-use std::net::ToSocketAddrs;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use block::ReadAt;
-use smb::connection::{ConnectionConfig, EncryptionMode};
-use smb::{
-    Connection, FileAccessMask, FileCreateArgs, GetLen, Guid, Resource, Session, Tree, UncPath,
-};
+use smb::{Connection, FileAccessMask, FileCreateArgs, GetLen, Resource, Session, Tree};
 use tokio::runtime::Runtime;
 
+use self::names::{Place, told};
+use self::read::SmbFile;
 use super::DiskAccess;
 use crate::ids::NodeName;
-use crate::path::{HostPath, PathPlace};
+use crate::path::HostPath;
 use crate::{Error, ErrorKind, Result};
 
 /// Who asks.
@@ -60,6 +66,18 @@ pub enum SmbEncryption {
     AsServerWants,
 }
 
+/// Where SMB is, unless told otherwise.
+pub const SMB_PORT: u16 = 445;
+
+/// Where a server is reached.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SmbServer {
+    /// Name or address.
+    pub address: String,
+    /// Port.
+    pub port: u16,
+}
+
 /// How files are reached.
 #[derive(Debug, Clone)]
 pub struct SmbOptions {
@@ -67,13 +85,17 @@ pub struct SmbOptions {
     pub account: SmbAccount,
     /// Whether it is encrypted.
     pub encryption: SmbEncryption,
-    /// The port; 445 unless told otherwise.
+    /// Under what name or address the node itself is reached; its own name when `None`.
+    pub server: Option<String>,
+    /// The node's port; 445 unless told otherwise.
     pub port: u16,
+    /// Other servers that paths name (`\\server\share`), in lower case, where they are not reached by that name at port 445.
+    pub share_servers: BTreeMap<String, SmbServer>,
     /// Longest that any one answer is waited for.
     pub timeout: Duration,
     /// Bytes of one request.
     pub request_bytes: u32,
-    /// Requests of one read that are under way at once.
+    /// Requests of one read, or of one file that is written, that are under way at once.
     pub depth: usize,
 }
 
@@ -83,19 +105,15 @@ impl SmbOptions {
         Self {
             account,
             encryption: SmbEncryption::Required,
-            port: 445,
+            server: None,
+            port: SMB_PORT,
+            share_servers: BTreeMap::new(),
             timeout: Duration::from_secs(30),
             request_bytes: 1 << 20,
             depth: 8,
         }
     }
 }
-
-/// Status codes that mean that nothing is there: no such file, path, share, or name.
-const NOT_THERE: [u32; 3] = [0xC000_0034, 0xC000_003A, 0xC000_000F];
-/// Status codes of refused access: access, logon, account, privilege.
-const DENIED: [u32; 4] = [0xC000_0022, 0xC000_006D, 0xC000_0072, 0xC000_0061];
-const SHARING_VIOLATION: u32 = 0xC000_0043;
 
 /// A share that is connected. Its parts end in the order in which they stand here.
 struct Share {
@@ -104,29 +122,13 @@ struct Share {
     _connection: Connection,
 }
 
-/// What files and the access have in common.
-struct Shared {
-    options: SmbOptions,
-    runtime: Runtime,
-    shares: Mutex<HashMap<String, Arc<Share>>>,
-}
+/// Two threads that all connections of a process share.
+#[derive(Clone)]
+pub struct SmbRuntime(Arc<Runtime>);
 
-/// Files of hosts over SMB 3.
-pub struct SmbAccess {
-    shared: Arc<Shared>,
-}
-
-/// Server, share, and the path below it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Place {
-    server: String,
-    share: String,
-    path: String,
-}
-
-impl SmbAccess {
-    /// Connects to nothing yet.
-    pub fn new(options: SmbOptions) -> Result<Self> {
+impl SmbRuntime {
+    /// Starts them.
+    pub fn new() -> Result<Self> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .thread_name("smb")
@@ -135,96 +137,48 @@ impl SmbAccess {
             .map_err(|error| {
                 Error::with_source(ErrorKind::Io, "starting the runtime of SMB", error)
             })?;
-        Ok(Self {
+        Ok(Self(Arc::new(runtime)))
+    }
+}
+
+/// What files and the access have in common.
+struct Shared {
+    options: SmbOptions,
+    runtime: SmbRuntime,
+    shares: Mutex<HashMap<String, Arc<Share>>>,
+}
+
+/// Files of hosts over SMB 3.
+pub struct SmbAccess {
+    shared: Arc<Shared>,
+}
+
+impl SmbAccess {
+    /// Connects to nothing yet.
+    pub fn new(options: SmbOptions) -> Result<Self> {
+        Ok(Self::on(options, SmbRuntime::new()?))
+    }
+
+    /// The same on threads that are there. Connects to nothing yet.
+    pub fn on(options: SmbOptions, runtime: SmbRuntime) -> Self {
+        Self {
             shared: Arc::new(Shared {
                 options,
                 runtime,
                 shares: Mutex::new(HashMap::new()),
             }),
-        })
+        }
     }
 }
 
 impl DiskAccess for SmbAccess {
     fn open(&self, node: &NodeName, path: &HostPath) -> Result<Option<Arc<dyn ReadAt>>> {
-        let place = place_of(node, path)?;
-        let Some(file) = self.shared.open_twice(&place, path)? else {
-            return Ok(None);
-        };
-        let size_bytes = file.size_bytes;
-        Ok(Some(Arc::new(SmbFile {
-            shared: Arc::clone(&self.shared),
-            place,
-            path: path.clone(),
-            size_bytes,
-            opened: Mutex::new(Some(file)),
-        })))
-    }
-}
-
-/// Where a path of a node is reached.
-fn place_of(node: &NodeName, path: &HostPath) -> Result<Place> {
-    let text = path.as_str().replace('/', "\\");
-    let text = text.strip_prefix("\\\\?\\").unwrap_or(&text);
-    let below = |skip: usize| {
-        let parts: Vec<&str> = text
-            .split('\\')
-            .filter(|part| !part.is_empty())
-            .skip(skip)
-            .collect();
-        if parts.is_empty() || parts.contains(&"..") {
-            return Err(Error::new(
-                ErrorKind::Invalid,
-                format!("{path} names no file on a share"),
-            ));
-        }
-        Ok(parts.join("\\"))
-    };
-    match path.place() {
-        PathPlace::Drive(letter) => Ok(Place {
-            server: node.as_str().to_owned(),
-            share: format!("{letter}$"),
-            path: below(1)?,
-        }),
-        PathPlace::Share { server, share } => {
-            let skip = if text.starts_with("UNC\\") { 3 } else { 2 };
-            Ok(Place {
-                server,
-                share,
-                path: below(skip)?,
-            })
-        }
-        PathPlace::Volume | PathPlace::Posix | PathPlace::Other => Err(Error::new(
-            ErrorKind::Unsupported,
-            format!("no share leads to {path}"),
-        )),
-    }
-}
-
-/// What an error of the crate means here, told of a path.
-fn told(error: smb::Error, context: String) -> Error {
-    let status = match &error {
-        smb::Error::UnexpectedMessageStatus(status) => Some(*status),
-        smb::Error::ReceivedErrorMessage(status, _) => Some(*status),
-        _ => None,
-    };
-    let kind = match status {
-        Some(status) if NOT_THERE.contains(&status) => ErrorKind::NotFound,
-        Some(status) if DENIED.contains(&status) => ErrorKind::Denied,
-        Some(SHARING_VIOLATION) => ErrorKind::Busy,
-        Some(_) => ErrorKind::Failed,
-        None => match &error {
-            smb::Error::NegotiationError(_) | smb::Error::SspiError(_) => ErrorKind::Denied,
-            smb::Error::SignatureVerificationFailed | smb::Error::InvalidMessage(_) => {
-                ErrorKind::Protocol
-            }
-            _ => ErrorKind::Unreachable,
-        },
-    };
-    let told = Error::with_source(kind, context, error);
-    match status {
-        Some(status) => told.coded(crate::error::HostCode(status)),
-        None => told,
+        let place = self.shared.place(node, path)?.of_file(path)?;
+        let file = SmbFile::open(&self.shared, &place, path)?;
+        Ok(file.map(|file| {
+            let file: Arc<dyn ReadAt> = Arc::new(file);
+            file
+        }))
     }
 }
 
@@ -247,8 +201,9 @@ impl Shared {
         // The clock of a time limit is the runtime's: it is made inside.
         let task = self
             .runtime
+            .0
             .spawn(async move { tokio::time::timeout(limit, work).await });
-        match self.runtime.block_on(task) {
+        match self.runtime.0.block_on(task) {
             Ok(Ok(done)) => done,
             Ok(Err(_)) => Err(Error::new(
                 ErrorKind::TimedOut,
@@ -262,6 +217,11 @@ impl Shared {
         }
     }
 
+    /// Where a path of a node is reached.
+    fn place(&self, node: &NodeName, path: &HostPath) -> Result<Place> {
+        names::place_of(node, &self.options, path)
+    }
+
     fn share(self: &Arc<Self>, place: &Place) -> Result<Arc<Share>> {
         let key = share_key(place);
         {
@@ -271,7 +231,7 @@ impl Shared {
             }
         }
         let what = format!("connecting to \\\\{}\\{}", place.server, place.share);
-        let work = connect(self.options.clone(), place.clone(), what.clone());
+        let work = connect::connect(self.options.clone(), place.clone(), what.clone());
         let made = Arc::new(self.wait(&what, work)?);
         let mut shares = self.shares.lock().unwrap_or_else(PoisonError::into_inner);
         let held = shares.get(&key).map(Arc::clone);
@@ -294,7 +254,7 @@ impl Shared {
 
     /// Parts of the crate end by tasks of their own, and need the runtime around them for that.
     fn retire<T>(&self, part: T) {
-        let entered = self.runtime.enter();
+        let entered = self.runtime.0.enter();
         drop(part);
         drop(entered);
     }
@@ -339,10 +299,15 @@ impl Shared {
 
     /// Opens; when the connection turns out to be dead, over a new one.
     fn open_twice(self: &Arc<Self>, place: &Place, path: &HostPath) -> Result<Option<OpenFile>> {
-        match self.open_once(place, path) {
+        self.twice(place, || self.open_once(place, path))
+    }
+
+    /// Does something on a share; when the connection turns out to be dead, over a new one.
+    fn twice<T>(self: &Arc<Self>, place: &Place, work: impl Fn() -> Result<T>) -> Result<T> {
+        match work() {
             Err(error) if may_be_the_line(&error) => {
                 self.drop_share(place);
-                self.open_once(place, path)
+                work()
             }
             other => other,
         }
@@ -359,7 +324,7 @@ impl Drop for Shared {
 }
 
 fn share_key(place: &Place) -> String {
-    format!("{}\\{}", place.server, place.share).to_lowercase()
+    format!("{}:{}\\{}", place.server, place.port, place.share).to_lowercase()
 }
 
 fn may_be_the_line(error: &Error) -> bool {
@@ -367,227 +332,4 @@ fn may_be_the_line(error: &Error) -> bool {
         error.kind(),
         ErrorKind::Unreachable | ErrorKind::TimedOut | ErrorKind::Protocol
     )
-}
-
-async fn connect(options: SmbOptions, place: Place, what: String) -> Result<Share> {
-    let server = place.server.clone();
-    let port = options.port;
-    let found =
-        tokio::task::spawn_blocking(move || (server.as_str(), port).to_socket_addrs()).await;
-    let address = found
-        .ok()
-        .and_then(std::result::Result::ok)
-        .and_then(|mut all| all.next())
-        .ok_or_else(|| {
-            Error::new(
-                ErrorKind::Unreachable,
-                format!("{what}: the name has no address"),
-            )
-        })?;
-    let transport = transport::QuickTcp::connect(address)
-        .await
-        .map_err(|error| Error::with_source(ErrorKind::Unreachable, what.clone(), error))?;
-    let config = ConnectionConfig {
-        timeout: Some(options.timeout),
-        min_dialect: Some(smb::Dialect::Smb030),
-        encryption_mode: match options.encryption {
-            SmbEncryption::Required => EncryptionMode::Required,
-            SmbEncryption::AsServerWants => EncryptionMode::Allowed,
-        },
-        smb2_only_negotiate: true,
-        ..ConnectionConfig::default()
-    };
-    let failed = |error: smb::Error| told(error, what.clone());
-    let connection =
-        Connection::from_transport(Box::new(transport), &place.server, Guid::generate(), config)
-            .await
-            .map_err(failed)?;
-    let identity = sspi::AuthIdentity {
-        username: sspi::Username::parse(&options.account.user).map_err(|error| {
-            Error::with_source(
-                ErrorKind::Invalid,
-                format!("{what}: the account's name"),
-                error,
-            )
-        })?,
-        password: sspi::Secret::from(options.account.password.clone()),
-    };
-    let session = connection.authenticate(identity).await.map_err(failed)?;
-    let unc = UncPath::new(&place.server)
-        .and_then(|unc| unc.with_share(&place.share))
-        .map_err(failed)?;
-    let tree = session.tree_connect(&unc).await.map_err(failed)?;
-    Ok(Share {
-        tree,
-        _session: session,
-        _connection: connection,
-    })
-}
-
-/// A file on a server, readable by position.
-struct SmbFile {
-    shared: Arc<Shared>,
-    place: Place,
-    path: HostPath,
-    size_bytes: u64,
-    opened: Mutex<Option<OpenFile>>,
-}
-
-impl SmbFile {
-    fn handle(&self) -> Result<Arc<smb::File>> {
-        let mut opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(open) = opened.as_ref() {
-            return Ok(Arc::clone(&open.file));
-        }
-        let again = self.shared.open_twice(&self.place, &self.path)?;
-        let again = again.ok_or_else(|| {
-            Error::new(
-                ErrorKind::NotFound,
-                format!("{} is gone from {}", self.path, self.place.server),
-            )
-        })?;
-        if again.size_bytes < self.size_bytes {
-            self.shared.retire(again);
-            return Err(Error::new(
-                ErrorKind::Failed,
-                format!("{} became shorter while it was read", self.path),
-            ));
-        }
-        let file = Arc::clone(&again.file);
-        *opened = Some(again);
-        Ok(file)
-    }
-
-    fn close(&self) {
-        let mut opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
-        let gone = opened.take();
-        drop(opened);
-        self.shared.retire(gone);
-    }
-
-    /// Reads a range in requests, several under way at once.
-    fn read_range(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
-        let request_bytes =
-            usize::try_from(self.shared.options.request_bytes.max(4096)).unwrap_or(usize::MAX);
-        let wave_bytes = request_bytes.saturating_mul(self.shared.options.depth.max(1));
-        let mut at = offset;
-        for wave in buffer.chunks_mut(wave_bytes) {
-            let file = self.handle()?;
-            let mut tasks = Vec::new();
-            for part in wave.chunks(request_bytes) {
-                let length = part.len();
-                tasks.push((length, self.spawn_read(Arc::clone(&file), at, length)));
-                at = at.saturating_add(u64::try_from(length).unwrap_or(u64::MAX));
-            }
-            let mut parts = wave.chunks_mut(request_bytes);
-            let mut failure = None;
-            // Every task is waited for, also after a failure: none outlives the call.
-            for (length, task) in tasks {
-                let done = self.shared.runtime.block_on(task);
-                let bytes = match done {
-                    Ok(Ok(bytes)) if bytes.len() == length => bytes,
-                    Ok(Ok(_)) => {
-                        failure = Some(self.broken("an answer of another length", None));
-                        continue;
-                    }
-                    Ok(Err(error)) => {
-                        failure = Some(error);
-                        continue;
-                    }
-                    Err(error) => {
-                        failure = Some(
-                            self.broken("an answer that could not be understood", Some(error)),
-                        );
-                        continue;
-                    }
-                };
-                if let Some(part) = parts.next() {
-                    part.copy_from_slice(&bytes);
-                }
-            }
-            self.shared.retire(file);
-            if let Some(error) = failure {
-                return Err(error);
-            }
-        }
-        Ok(())
-    }
-
-    fn broken(&self, what: &str, cause: Option<tokio::task::JoinError>) -> Error {
-        let context = format!("reading {} from {}: {what}", self.path, self.place.server);
-        match cause {
-            Some(cause) => Error::with_source(ErrorKind::Protocol, context, cause),
-            None => Error::new(ErrorKind::Protocol, context),
-        }
-    }
-
-    fn spawn_read(
-        &self,
-        file: Arc<smb::File>,
-        offset: u64,
-        length: usize,
-    ) -> tokio::task::JoinHandle<Result<Vec<u8>>> {
-        let limit = self.shared.options.timeout;
-        let context = format!("reading {} from {}", self.path, self.place.server);
-        self.shared.runtime.spawn(async move {
-            let mut bytes = vec![0_u8; length];
-            let mut filled = 0;
-            while let Some(rest) = bytes.get_mut(filled..).filter(|rest| !rest.is_empty()) {
-                let at = offset.saturating_add(u64::try_from(filled).unwrap_or(u64::MAX));
-                let read =
-                    tokio::time::timeout(limit, file.read_block(rest, at, None, false)).await;
-                let read = read.map_err(|_| {
-                    Error::new(ErrorKind::TimedOut, format!("{context}: no answer"))
-                })?;
-                let count = read.map_err(|error| {
-                    Error::with_source(ErrorKind::Unreachable, context.clone(), error)
-                })?;
-                if count == 0 {
-                    return Err(Error::new(
-                        ErrorKind::Failed,
-                        format!("{context}: the file ends at {at}"),
-                    ));
-                }
-                filled = filled.saturating_add(count);
-            }
-            Ok(bytes)
-        })
-    }
-}
-
-impl ReadAt for SmbFile {
-    fn size_bytes(&self) -> u64 {
-        self.size_bytes
-    }
-
-    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> block::Result<()> {
-        let length = u64::try_from(buffer.len()).unwrap_or(u64::MAX);
-        let is_inside = offset
-            .checked_add(length)
-            .is_some_and(|end| end <= self.size_bytes);
-        if !is_inside {
-            return Err(block::Error::new(
-                block::ErrorKind::OutOfRange,
-                format!("{length} bytes at {offset} of {}", self.path),
-            ));
-        }
-        let read = match self.read_range(offset, buffer) {
-            Err(error) if may_be_the_line(&error) => {
-                self.close();
-                self.shared.drop_share(&self.place);
-                self.read_range(offset, buffer)
-            }
-            other => other,
-        };
-        read.map_err(|error| {
-            let context = format!("reading {} at {offset}", self.path);
-            block::Error::with_source(block::ErrorKind::Io, context, error)
-        })
-    }
-}
-
-impl Drop for SmbFile {
-    fn drop(&mut self) {
-        self.close();
-    }
 }

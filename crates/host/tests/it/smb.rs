@@ -9,8 +9,9 @@ use std::time::Duration;
 
 use block::ReadAt;
 use host::ErrorKind;
-use host::access::smb::{SmbAccess, SmbAccount, SmbEncryption, SmbOptions};
+use host::access::smb::{SmbAccess, SmbAccount, SmbEncryption, SmbOptions, SmbServer};
 use host::access::{ChainDisk, DiskAccess};
+use host::boundary::HostFiles;
 use host::ids::NodeName;
 use host::path::HostPath;
 
@@ -75,11 +76,13 @@ impl Samba {
             std::fs::create_dir_all(root.join(name)).expect("a folder");
         }
         let at = |name: &str| root.join(name).display().to_string();
-        let share = |name: &str| format!("[{name}]\npath = {}\nread only = yes\n", at("files"));
+        let share = |name: &str, only: &str| {
+            format!("[{name}]\npath = {}\nread only = {only}\n", at("files"))
+        };
         let text = format!(
             "[global]\nprivate dir = {}\nstate directory = {}\nlock directory = {}\ncache directory = {}\npid directory = {}\n\
              ncalrpc dir = {}\nlog file = {}/smbd\nsmb ports = {}\ninterfaces = 127.0.0.1/8\nbind interfaces only = yes\n\
-             disable netbios = yes\nserver min protocol = SMB3_00\nsmb encrypt = required\nload printers = no\n{}{}",
+             disable netbios = yes\nserver min protocol = SMB3_00\nsmb encrypt = required\nload printers = no\n{}{}{}",
             at("private"),
             at("state"),
             at("lock"),
@@ -88,8 +91,9 @@ impl Samba {
             at("rpc"),
             at("log"),
             self.port,
-            share("vms"),
-            share("D$"),
+            share("vms", "yes"),
+            share("D$", "yes"),
+            share("E$", "no"),
         );
         std::fs::write(root.join("smb.conf"), text).expect("written");
         let mut child = Command::new("smbpasswd")
@@ -243,4 +247,124 @@ fn a_chain_is_read_through_the_share_and_a_wrong_password_is_refused() {
         .err()
         .expect("refused");
     assert_eq!(error.kind(), ErrorKind::Denied, "{error}");
+}
+
+#[test]
+fn files_are_written_over_the_wire_as_they_are_here() {
+    let Some(samba) = Samba::begin() else { return };
+    let access = samba.access(PASSWORD);
+    super::files::check_writing(&access, &node(), &path("E:\\"));
+    assert_eq!(
+        samba
+            .files()
+            .join("New")
+            .read_dir()
+            .expect("listed")
+            .count(),
+        0
+    );
+    let error = access.create_file(&node(), &path("D:\\new.bin")).err();
+    assert_eq!(error.expect("read only").kind(), ErrorKind::Denied);
+    let error = access.list(&node(), &path("F:\\")).err();
+    assert_eq!(error.expect("no such share").kind(), ErrorKind::Unsupported);
+    // Another name for the node leads to the same place.
+    let mut options = SmbOptions::new(SmbAccount {
+        user: samba.user.clone(),
+        password: PASSWORD.to_owned(),
+    });
+    options.port = samba.port;
+    options.server = Some("127.0.0.1".to_owned());
+    let server = SmbServer {
+        address: "127.0.0.1".to_owned(),
+        port: samba.port,
+    };
+    options.share_servers.insert("sofs".to_owned(), server);
+    let access = SmbAccess::new(options).expect("an access");
+    let named = NodeName::new("hv01").expect("a name");
+    for root in ["E:\\", "\\\\HV01\\vms", "\\\\SOFS\\E$"] {
+        let names = access.list(&named, &path(root)).expect("listed");
+        assert_eq!(names.len(), 1, "{root}: {names:?}");
+    }
+}
+
+#[test]
+fn a_folder_of_thousands_is_listed_whole_and_one_of_too_many_is_refused() {
+    let Some(samba) = Samba::begin() else { return };
+    let access = samba.access(PASSWORD);
+    let folder = samba.files().join("many");
+    std::fs::create_dir(&folder).expect("a folder");
+    let make = |numbers: std::ops::Range<usize>| {
+        for number in numbers {
+            std::fs::write(folder.join(format!("file{number:05}")), b"").expect("written");
+        }
+    };
+    make(0..3_000);
+    for _ in 0..20 {
+        let names = access.list(&node(), &path("E:\\many")).expect("listed");
+        assert_eq!(names.len(), 3_000);
+        assert_eq!(names[2_999].name, "file02999");
+    }
+    make(3_000..10_001);
+    let error = access
+        .list(&node(), &path("E:\\many"))
+        .expect_err("too many");
+    assert_eq!(error.kind(), ErrorKind::Failed, "{error}");
+    std::fs::remove_file(folder.join("file00000")).expect("removed");
+    assert_eq!(
+        access
+            .list(&node(), &path("E:\\many"))
+            .expect("listed")
+            .len(),
+        10_000
+    );
+}
+
+#[test]
+fn an_image_is_made_on_a_share_and_a_lost_server_is_never_hidden() {
+    use vdisk::image::{CreateOptions, IfExists, ImageProfile, create_on, resume_on};
+    let Some(mut samba) = Samba::begin() else {
+        return;
+    };
+    let access = samba.access(PASSWORD);
+    let options = CreateOptions {
+        size_bytes: 256 << 20,
+        profile: ImageProfile::of(vdisk::Format::Vhdx),
+        if_exists: IfExists::Refuse,
+        ids: vdisk::vhdx::IdSource::seeded(1),
+        unix_seconds: 1_700_000_000,
+    };
+    let place = path("E:\\restored.vhdx");
+    let file = access.create_file(&node(), &place).expect("made");
+    let writer = create_on(file, &options).expect("begun");
+    let ones = vec![1; 3 << 20];
+    writer.write_at(0, &ones).expect("written");
+    writer.flush().expect("durable");
+    samba.stop();
+    samba.start();
+    // What the server held may be gone: nothing after that succeeds on the old file.
+    let written = writer.write_at(100 << 20, &ones);
+    assert!(written.is_err() || writer.flush().is_err());
+    assert!(writer.flush().is_err());
+    assert!(writer.write_at(0, &ones).is_err());
+    drop(writer);
+
+    let file = access
+        .open_file_for_update(&node(), &place)
+        .expect("over a new connection");
+    let writer = resume_on(file, &options).expect("gone on with");
+    writer.write_at(200 << 20, &ones).expect("written");
+    writer.finish().expect("whole");
+    let access: Arc<dyn DiskAccess> = Arc::new(access);
+    let disk = ChainDisk::open(access, &node(), &place).expect("an image");
+    for (offset, value) in [(0, 1), (3 << 20, 0), (200 << 20, 1), ((203 << 20) - 1, 1)] {
+        let mut byte = [9];
+        disk.read_at(offset, &mut byte).expect("read");
+        assert_eq!(byte, [value], "at {offset}");
+    }
+    let checked = Command::new("qemu-img")
+        .args(["check", "-f", "vhdx"])
+        .arg(samba.files().join("restored.vhdx"))
+        .output()
+        .expect("qemu-img");
+    assert!(checked.status.success(), "{checked:?}");
 }
