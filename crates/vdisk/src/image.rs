@@ -45,8 +45,8 @@ pub use probe::probe;
 pub use reader::{ImageReader, Linkage};
 pub use resize::{ResizePlan, ResizeReport, plan_resize, resize};
 pub use writer::{
-    CreateOptions, IfExists, ImageProfile, ImageWriter, WriteOrder, create, discard_partial,
-    partial_path, resume,
+    CreateOptions, IfExists, ImageProfile, ImageWriter, WriteOrder, create, create_on,
+    discard_partial, partial_path, resume, resume_on,
 };
 
 use self::siblings::Siblings;

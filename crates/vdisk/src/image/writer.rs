@@ -5,6 +5,8 @@
 //!                  └───────────── resume after a crash ◄────┘        dropped: the partial file stays, to go on with
 //! ```
 //!
+//! [`create_on`] does the same in a file that the caller opened, wherever that lies; names are then the caller's.
+//!
 //! **Invariants.** Under its own name an image is either whole or not there. What was never written reads as zeros.
 //! A block device has no other name: it is written in place.
 
@@ -180,20 +182,49 @@ pub fn resume(target: &Path, options: &CreateOptions) -> Result<Box<dyn ImageWri
     refuse_existing(target, options.if_exists)?;
     let partial = partial_path(target);
     let file: Arc<dyn WriteAt> = Arc::new(HostFile::open(&partial, FileAccess::ReadWrite)?);
+    let inner = go_on(file, options, &partial.display())?;
+    Ok(publish(inner, target, options))
+}
+
+/// Begins a new image in an empty file that the caller made, anywhere. The file is no image before `finish`, and it is durable
+/// after it; giving it the name that it shall have is the caller's.
+///
+/// # Errors
+/// `AlreadyExists` when the file is not empty, `Unsupported` for VMDK, which repeats its file's name, and what the
+/// format cannot do.
+pub fn create_on(file: Arc<dyn WriteAt>, options: &CreateOptions) -> Result<Box<dyn ImageWriter>> {
+    if file.size_bytes() != 0 {
+        let context = format!("the file has {} bytes already", file.size_bytes());
+        return Err(Error::new(ErrorKind::AlreadyExists, context));
+    }
+    if options.profile.format == Format::Vmdk {
+        let context = "a VMDK in a file without a name";
+        return Err(Error::new(ErrorKind::Unsupported, context));
+    }
+    target::begin(file, options, "")
+}
+
+/// Goes on with the image that [`create_on`] began in a file, as [`resume`] does.
+pub fn resume_on(file: Arc<dyn WriteAt>, options: &CreateOptions) -> Result<Box<dyn ImageWriter>> {
+    go_on(file, options, &"the unfinished file")
+}
+
+/// Goes on with an unfinished image, if it is the one that is wanted.
+fn go_on(
+    file: Arc<dyn WriteAt>,
+    options: &CreateOptions,
+    place: &dyn std::fmt::Display,
+) -> Result<Box<dyn ImageWriter>> {
     let inner = target::go_on(file, options)?;
     let info = inner.info();
-    if info.size_bytes != options.size_bytes || info.format != options.profile.format {
-        let context = format!(
-            "{} is of {} bytes in {:?}, wanted are {} in {:?}",
-            partial.display(),
-            info.size_bytes,
-            info.format,
-            options.size_bytes,
-            options.profile.format
-        );
-        return Err(Error::new(ErrorKind::Invalid, context));
+    if info.size_bytes == options.size_bytes && info.format == options.profile.format {
+        return Ok(inner);
     }
-    Ok(publish(inner, target, options))
+    let context = format!(
+        "{place} is of {} bytes in {:?}, wanted are {} in {:?}",
+        info.size_bytes, info.format, options.size_bytes, options.profile.format
+    );
+    Err(Error::new(ErrorKind::Invalid, context))
 }
 
 /// The name that some formats repeat inside the file.

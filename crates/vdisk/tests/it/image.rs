@@ -504,3 +504,101 @@ fn holes_of_a_raw_file_are_extents() {
         "an empty file"
     );
 }
+
+/// A disk of 80 MiB with bytes here and there, zeros written and zeroed ranges, built in a file.
+fn build(
+    file: Arc<dyn WriteAt>,
+    profile: image::ImageProfile,
+) -> vdisk::Result<image::CreateOptions> {
+    let options = image::CreateOptions {
+        size_bytes: 80 << 20,
+        profile,
+        if_exists: image::IfExists::Refuse,
+        ids: vdisk::vhdx::IdSource::seeded(7),
+        unix_seconds: 1_700_000_000,
+    };
+    let writer = image::create_on(Arc::clone(&file), &options)?;
+    writer.write_at(0, &[1; 512])?;
+    writer.write_at((40 << 20) - 3, &[2; 70_000])?;
+    writer.flush()?;
+    drop(writer);
+    // As after a crash.
+    let writer = image::resume_on(file, &options)?;
+    writer.write_at((80 << 20) - 512, &[3; 512])?;
+    writer.write_at(60 << 20, &[0; 65_536])?;
+    writer.zero_range(39 << 20, 1 << 20)?;
+    writer.finish()?;
+    Ok(options)
+}
+
+#[test]
+fn an_image_made_in_any_file_is_the_one_that_is_made_under_a_name() {
+    let directory = tempfile::tempdir().unwrap();
+    for (format, subformat, name) in [
+        (Format::Vhdx, Subformat::Dynamic, "dynamic.vhdx"),
+        (Format::Vhdx, Subformat::Fixed, "fixed.vhdx"),
+        (Format::Vhd, Subformat::Dynamic, "dynamic.vhd"),
+        (Format::Vhd, Subformat::Fixed, "fixed.vhd"),
+        (Format::Raw, Subformat::Fixed, "a.raw"),
+    ] {
+        let mut profile = image::ImageProfile::of(format);
+        profile.subformat = subformat;
+        let memory = Arc::new(MemoryFile::new());
+        build(memory.clone(), profile.clone()).unwrap();
+        let path = directory.path().join(name);
+        let on_disk = Arc::new(HostFile::create_new(&path).unwrap());
+        let mut options = build(on_disk.clone(), profile.clone()).unwrap();
+        options.ids = vdisk::vhdx::IdSource::seeded(7);
+
+        let named = directory.path().join(format!("named-{name}"));
+        let writer = image::create(&named, &options).unwrap();
+        writer.write_at(0, &[1; 512]).unwrap();
+        writer.write_at((40 << 20) - 3, &[2; 70_000]).unwrap();
+        writer.write_at((80 << 20) - 512, &[3; 512]).unwrap();
+        writer.write_at(60 << 20, &[0; 65_536]).unwrap();
+        writer.zero_range(39 << 20, 1 << 20).unwrap();
+        writer.finish().unwrap();
+
+        let named_file = HostFile::open(&named, vdisk::file::FileAccess::ReadOnly).unwrap();
+        assert_eq!(memory.size_bytes(), named_file.size_bytes(), "{name}");
+        let hashes = [
+            corpora::sha256(memory.as_ref(), Trust::Reads),
+            corpora::sha256(on_disk.as_ref(), Trust::Reads),
+            corpora::sha256(&named_file, Trust::Reads),
+        ];
+        assert!(
+            hashes.iter().all(|hash| *hash == hashes[0]),
+            "{name}: {hashes:?}"
+        );
+
+        let copy = HostFile::create_new(&directory.path().join(format!("memory-{name}"))).unwrap();
+        for extent in map::extents(memory.as_ref()).map(Result::unwrap) {
+            let mut bytes = vec![0; usize::try_from(extent.length_bytes).unwrap()];
+            memory.read_at(extent.offset, &mut bytes).unwrap();
+            copy.write_at(extent.offset, &bytes).unwrap();
+        }
+        let driver = match format {
+            Format::Vhdx => "vhdx",
+            Format::Vhd => "vpc",
+            _ => "raw",
+        };
+        for it in [name.to_owned(), format!("memory-{name}")] {
+            if driver == "vhdx" {
+                qemu_img(directory.path(), &["check", "-f", driver, &it]);
+            } else {
+                // QEMU has no check for these: it opens them and says what they are.
+                qemu_img(directory.path(), &["info", "-f", driver, &it]);
+            }
+        }
+        let disk = open(&path).unwrap();
+        assert_eq!(disk.size_bytes(), 80 << 20, "{name}");
+        let mut bytes = [0; 4];
+        disk.read_at((40 << 20) - 3, &mut bytes).unwrap();
+        assert_eq!(bytes, [0, 0, 0, 2], "{name}");
+        let error = image::create_on(memory, &options).err().expect("refused");
+        assert_eq!(error.kind(), ErrorKind::AlreadyExists);
+    }
+    let vmdk = image::ImageProfile::of(Format::Vmdk);
+    let error = build(Arc::new(MemoryFile::new()), vmdk).expect_err("it repeats its name");
+    assert_eq!(error.kind(), ErrorKind::Unsupported);
+}
