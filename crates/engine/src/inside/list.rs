@@ -2,17 +2,19 @@
 //!
 //! Each folder is told sorted by name, as long as it has at most 65,536 entries; longer ones are told in runs of that
 //! many, each sorted. A folder's own names come first, then what lies below its folders. Links are not followed. Where
-//! names are enough, no more is read than the directories themselves.
+//! names are enough, no more is read than the directories themselves. The folders that come next are read beforehand by
+//! other threads.
+
+mod ahead;
 
 use std::collections::HashSet;
-use std::ops::ControlFlow;
 use std::sync::Arc;
+use std::thread::Scope;
 
-use guestfs::filesystem::{
-    DirectoryCursor, DirectoryEntry, FileKind, Metadata, Timestamp, UnixOwner,
-};
+use guestfs::filesystem::{DirectoryCursor, FileKind, Metadata, Timestamp, UnixOwner};
 use guestfs::{FileId, FileName};
 
+use self::ahead::{AHEAD_FOLDERS, Ahead, Ending, Entry, Known, Names};
 use super::Place;
 use super::place::display_path;
 use crate::transfer::explained;
@@ -198,56 +200,94 @@ pub fn list(
     if metadata.kind != FileKind::Directory {
         let above = place.path.split_last().map_or(&[][..], |(_, above)| above);
         let folder = ListedFolder::new(above.to_vec());
-        let told = listing.told(&folder, place.path.last().cloned(), place.file, None)?;
+        let entry = Entry {
+            name: FileName::from_bytes(Vec::new()),
+            file: place.file,
+            kind: None,
+            known: None,
+        };
+        let mut told = listing.told(&folder, entry)?;
+        told.name = place.path.last().cloned();
         (listing.visit)(told)?;
         return Ok(listing.damage.finish());
     }
-    let mut seen = HashSet::from([place.file]);
-    let mut path = place.path.clone();
-    // Folders that are still to be told, those of one folder together, the next one last.
-    let mut waiting = vec![listing.folder(place.file, &path)?];
-    if depth == Depth::Folder {
-        return Ok(listing.damage.finish());
-    }
-    while let Some(folders) = waiting.last_mut() {
-        let Some((name, file)) = folders.pop() else {
-            waiting.pop();
-            if !waiting.is_empty() {
-                path.pop();
-            }
-            continue;
-        };
-        path.push(name);
-        if path.len() > DEPTH_MAX || seen.len() >= FOLDERS_MAX || !seen.insert(file) {
-            listing.damage.add(&path, "met before, or too deep");
-            path.pop();
-            continue;
-        }
-        waiting.push(listing.folder(file, &path)?);
+    let first = listing.folder(place.file, &place.path, None)?;
+    if depth == Depth::Everything {
+        let ahead = Ahead::new(&*place.file_system, detail, cancel);
+        std::thread::scope(|scope| {
+            let _ending = Ending(&ahead);
+            listing.below(first, &ahead, scope)
+        })?;
     }
     Ok(listing.damage.finish())
 }
 
-/// A name that is to be told.
-struct Entry {
-    name: FileName,
-    file: FileId,
-    kind: Option<FileKind>,
+/// Threads that read beforehand: more than cores, for they wait for the disk.
+fn thread_count() -> usize {
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
+    cores.saturating_mul(2).clamp(2, 8)
 }
 
 impl<V: FnMut(ListedFile) -> Result<()>> Listing<'_, V> {
-    /// Tells the names in one folder, and gives back the folders among them, the last one first.
-    fn folder(&mut self, folder: FileId, path: &[FileName]) -> Result<Vec<(FileName, FileId)>> {
+    /// Tells everything below the folders of the first one.
+    fn below<'scope>(
+        &mut self,
+        first: Vec<(FileName, FileId)>,
+        ahead: &'scope Ahead<'_>,
+        scope: &'scope Scope<'scope, '_>,
+    ) -> Result<()> {
+        let mut seen = HashSet::from([self.place.file]);
+        let mut path = self.place.path.clone();
+        // Folders that are still to be told, those of one folder together, the next one last.
+        let mut waiting = vec![first];
+        let mut threads = 0;
+        while let Some(folders) = waiting.last_mut() {
+            let Some((name, file)) = folders.pop() else {
+                waiting.pop();
+                if !waiting.is_empty() {
+                    path.pop();
+                }
+                continue;
+            };
+            path.push(name);
+            let names = ahead.take(file);
+            if path.len() > DEPTH_MAX || seen.len() >= FOLDERS_MAX || !seen.insert(file) {
+                self.damage.add(&path, "met before, or too deep");
+                path.pop();
+                continue;
+            }
+            let next = waiting
+                .iter()
+                .rev()
+                .flat_map(|folders| folders.iter().rev());
+            let is_new = ahead.expect(next.take(AHEAD_FOLDERS).map(|(_, file)| *file));
+            if is_new && threads < thread_count() {
+                threads = threads.saturating_add(1);
+                scope.spawn(|| ahead.work());
+            }
+            waiting.push(self.folder(file, &path, names)?);
+        }
+        Ok(())
+    }
+
+    /// Tells the names in one folder, of which some may have been read, and gives back the folders among them, the last
+    /// one first.
+    fn folder(
+        &mut self,
+        folder: FileId,
+        path: &[FileName],
+        mut read: Option<Names>,
+    ) -> Result<Vec<(FileName, FileId)>> {
         let listed = ListedFolder::new(path.to_vec());
-        let mut cursor = DirectoryCursor::default();
+        let mut cursor = Some(DirectoryCursor::default());
         let mut below = Vec::new();
-        loop {
+        while let Some(after) = cursor {
             self.cancel.check()?;
-            let (mut entries, next) = self.run_of(folder, cursor, path)?;
-            entries.sort_by(|a, b| a.name.cmp(&b.name));
+            let (entries, next) = self.run_of(folder, after, path, read.take())?;
+            cursor = next;
             for entry in entries {
                 let file = entry.file;
-                let told = self.told(&listed, Some(entry.name), file, entry.kind)?;
+                let told = self.told(&listed, entry)?;
                 if told.kind == Some(FileKind::Directory)
                     && let Some(name) = &told.name
                 {
@@ -255,79 +295,74 @@ impl<V: FnMut(ListedFile) -> Result<()>> Listing<'_, V> {
                 }
                 (self.visit)(told)?;
             }
-            match next {
-                Some(next) => cursor = next,
-                None => break,
-            }
         }
         below.reverse();
         Ok(below)
     }
 
-    /// The next entries of a folder, and where to go on, if there is more. Damage ends the folder.
+    /// The next entries of a folder, sorted, and where to go on, if there is more. Damage ends the folder.
     fn run_of(
         &mut self,
         folder: FileId,
-        after: DirectoryCursor,
+        mut after: DirectoryCursor,
         path: &[FileName],
+        read: Option<Names>,
     ) -> Result<(Vec<Entry>, Option<DirectoryCursor>)> {
-        let (mut entries, mut cursor) = (Vec::new(), after);
-        let mut visit = |entry: DirectoryEntry| {
-            cursor = entry.next;
-            entries.push(Entry {
-                name: entry.name,
-                file: entry.file,
-                kind: entry.kind,
+        let fs = &*self.place.file_system;
+        let mut entries: Vec<Entry> = Vec::new();
+        let mut read = read;
+        loop {
+            let room = SORTED_MAX.saturating_sub(entries.len());
+            let names = read.take().unwrap_or_else(|| {
+                let stop = || self.cancel.check().is_err();
+                ahead::names(fs, (folder, after), self.detail, room, &stop)
             });
-            if entries.len() >= SORTED_MAX {
-                ControlFlow::Break(())
-            } else {
-                ControlFlow::Continue(())
+            self.cancel.check()?;
+            let is_first = entries.is_empty();
+            entries.extend(names.entries);
+            if !is_first {
+                entries.sort_by(|a, b| a.name.cmp(&b.name));
             }
-        };
-        let listed = self.place.file_system.list(folder, after, &mut visit);
-        match listed {
-            Ok(()) => {
-                let is_full = entries.len() >= SORTED_MAX;
-                Ok((entries, is_full.then_some(cursor)))
+            match names.outcome {
+                Ok(()) => {}
+                Err(error) if is_local(error.kind()) => {
+                    self.damage.add(path, &explained(&Error::from(error)));
+                    return Ok((entries, None));
+                }
+                Err(error) => return Err(error.into()),
             }
-            Err(error) if is_local(error.kind()) => {
-                self.damage.add(path, &explained(&Error::from(error)));
-                Ok((entries, None))
+            match names.next {
+                Some(next) if entries.len() < SORTED_MAX => after = next,
+                next => return Ok((entries, next)),
             }
-            Err(error) => Err(error.into()),
         }
     }
 
-    fn told(
-        &self,
-        folder: &Arc<ListedFolder>,
-        name: Option<FileName>,
-        file: FileId,
-        kind: Option<FileKind>,
-    ) -> Result<ListedFile> {
-        let fs = &self.place.file_system;
+    fn told(&self, folder: &Arc<ListedFolder>, entry: Entry) -> Result<ListedFile> {
         let mut told = ListedFile {
             folder: Arc::clone(folder),
-            name,
-            kind,
+            name: Some(entry.name),
+            kind: entry.kind,
             metadata: None,
             link_target: None,
         };
-        if self.detail == Detail::Names && kind.is_some() {
+        if self.detail == Detail::Names && entry.kind.is_some() {
             return Ok(told);
         }
-        let metadata = match fs.metadata(file) {
+        let Known {
+            metadata,
+            link_target,
+        } = entry
+            .known
+            .unwrap_or_else(|| ahead::known(&*self.place.file_system, entry.file));
+        let metadata = match metadata {
             Ok(metadata) => Ok(metadata),
             Err(error) if is_local(error.kind()) => Err(explained(&error.into())),
             Err(error) => return Err(error.into()),
         };
         told.kind = metadata.as_ref().ok().map(|metadata| metadata.kind);
         told.metadata = Some(metadata);
-        if told.kind == Some(FileKind::SymbolicLink) {
-            // A link that cannot be read is told as one that leads nowhere; opening it tells why.
-            told.link_target = fs.read_link(file).ok();
-        }
+        told.link_target = link_target;
         Ok(told)
     }
 }

@@ -330,13 +330,13 @@ fn check_owner(
 
 fn not_protected(coverage: &CoverageReport) -> Vec<String> {
     let lines = coverage.lines.iter().filter_map(|line| {
-        let place = line
-            .slot
-            .map_or(String::new(), |slot| format!("{slot}, "));
+        let place = line.slot.map_or(String::new(), |slot| format!("{slot}, "));
         match &line.coverage {
             DiskCoverage::Protected { .. } | DiskCoverage::Nothing => None,
             DiskCoverage::Excluded { by, reason } => {
-                let reason = reason.as_deref().map_or(String::new(), |it| format!(": {it}"));
+                let reason = reason
+                    .as_deref()
+                    .map_or(String::new(), |it| format!(": {it}"));
                 Some(format!("{place}{}: excluded by {by}{reason}", line.what))
             }
             DiskCoverage::Impossible {
@@ -456,10 +456,11 @@ impl<'a> Job<'a> {
             Ok(())
         });
         let mut moved = moved::Gathering::new(&plan, &machine, &checkpoint);
+        let untracked = untracked(&plan, &machine);
         for frozen in self.chosen(&plan, &checkpoint) {
             let label = disk_label(frozen.slot);
             let disk = steps.step("disk", &label, || {
-                self.one_disk(session, before, &checkpoint, frozen)
+                self.one_disk(session, before, &checkpoint, frozen, untracked)
             })?;
             moved.add_disk(frozen, disk);
         }
@@ -510,9 +511,13 @@ impl<'a> Job<'a> {
         before: Option<&RecoveryPoint>,
         checkpoint: &Checkpoint,
         frozen: &FrozenDisk,
+        untracked: Option<&'static str>,
     ) -> Result<moved::MovedDisk> {
         let label = disk_label(frozen.slot);
-        let (tracking, reason) = self.tracking(before, checkpoint, frozen, &label)?;
+        let (tracking, reason) = match untracked {
+            Some(reason) => (None, Some(reason.to_owned())),
+            None => self.tracking(before, checkpoint, frozen, &label)?,
+        };
         let source = followed::FollowedDisk::open(self.tools, &checkpoint.reference, frozen)?;
         let mut request = BackupRequest::new(self.request.name.clone());
         request.label = label;
@@ -609,14 +614,20 @@ impl<'a> Job<'a> {
             && let Err(error) = host.keep_tracking(point, custody)
         {
             let text = explained(&error.into());
-            moved::warn(report, format!("the journal was not brought up to date{later}: {text}"));
+            moved::warn(
+                report,
+                format!("the journal was not brought up to date{later}: {text}"),
+            );
         }
         for old in self.outlived(record) {
             if let Err(error) = host.drop_tracking(&old, custody, &calm) {
                 let text = explained(&error.into());
                 moved::warn(
                     report,
-                    format!("tracking point {} could not be dropped{later}: {text}", old.point),
+                    format!(
+                        "tracking point {} could not be dropped{later}: {text}",
+                        old.point
+                    ),
                 );
             }
         }
@@ -654,6 +665,16 @@ impl<'a> Job<'a> {
         outlived.dedup();
         outlived
     }
+}
+
+/// Why no disk's token counts: the tracking point that they belong to is gone, as after a restore over the machine.
+fn untracked(plan: &VmBackupPlan, machine: &VmFacts) -> Option<&'static str> {
+    let point = plan.drops.as_ref()?;
+    let is_there = machine
+        .tracking_points
+        .iter()
+        .any(|it| it.id == point.point);
+    (!is_there).then_some("the tracking point of the version before is gone from the host")
 }
 
 fn excludes(exclusion: &Exclusion, disk: &FrozenDisk) -> bool {

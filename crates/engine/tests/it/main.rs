@@ -14,3 +14,4 @@ mod looking;
 mod quickstart;
 mod restore;
 mod support;
+mod vm;

@@ -230,8 +230,15 @@ impl<'a> Custodian<'a> {
             Err(error) => return Err(error),
         };
         match entry.intent.kind {
-            HeldKind::SavedState | HeldKind::Freeze => {
-                self.settle_saved(entry, &machine, report, cancel)
+            HeldKind::SavedState => self.settle_saved(entry, &machine, report, cancel),
+            HeldKind::Freeze => {
+                let closing = match self.host.thaw(machine.id, cancel)? {
+                    Presence::Removed => Closing::Removed,
+                    Presence::Absent => Closing::Gone,
+                };
+                self.close(entry, closing, None, None, Vec::new(), report)?;
+                self.remove_marks(&machine, entry, report, cancel);
+                Ok(())
             }
             kind => {
                 let sight = self.look(entry, &machine);
@@ -664,9 +671,16 @@ impl<'a> Custodian<'a> {
     ) -> Result<()> {
         let mut closing = Closing::Gone;
         match (mark.kind, &mark.id) {
-            (HeldKind::SavedState, _) if machine.power == PowerState::Saved => {
+            (HeldKind::SavedState, _)
+                if matches!(machine.power, PowerState::Saved | PowerState::Paused) =>
+            {
                 self.host.start(machine.id, cancel)?;
                 closing = Closing::Removed;
+            }
+            (HeldKind::Freeze, _) => {
+                if self.host.thaw(machine.id, cancel)? == Presence::Removed {
+                    closing = Closing::Removed;
+                }
             }
             (HeldKind::TrackingPoint, Some(id)) => {
                 let point = TrackingPointRef {
@@ -678,10 +692,13 @@ impl<'a> Custodian<'a> {
                     .tracking_points
                     .iter()
                     .any(|it| it.id.as_str() == id);
-                if claimed.contains(&key) || (is_there && (self.options.is_committed)(&point)) {
+                if claimed.contains(&key) {
                     return Ok(());
                 }
-                if is_there {
+                if is_there && (self.options.is_committed)(&point) {
+                    // It belongs to a version: its job died before it could take the mark away.
+                    closing = Closing::Kept;
+                } else if is_there {
                     let custody = self.custody(mark.mark.job);
                     self.host.drop_tracking(&point, &custody, cancel)?;
                     closing = Closing::Removed;

@@ -102,7 +102,10 @@ impl<'a> FollowedDisk<'a> {
         Ok(())
     }
 
-    fn following<T>(&self, mut act: impl FnMut(&dyn BatchRead) -> block::Result<T>) -> block::Result<T> {
+    fn following<T>(
+        &self,
+        mut act: impl FnMut(&dyn BatchRead) -> block::Result<T>,
+    ) -> block::Result<T> {
         let mut pause = FIRST_PAUSE;
         let mut tried = 0;
         loop {

@@ -1,8 +1,6 @@
 //! What has arrived so far of a machine: the draft of its point, the record of its machine and the report, kept together.
 
-use host::checkpoint::{
-    Checkpoint, ConfigurationFile, FrozenDisk, Settled, Warning, WarningCode,
-};
+use host::checkpoint::{Checkpoint, ConfigurationFile, FrozenDisk, Settled, Warning, WarningCode};
 use host::facts::VmFacts;
 use repo::{Consistency, DiskVersion, PointDraft};
 use serde::Serialize;

@@ -186,10 +186,7 @@ impl MachineRecord {
 fn nic(nic: &host::facts::NicFacts) -> NicRecord {
     NicRecord {
         name: nic.name.clone(),
-        mac: nic
-            .mac
-            .clone()
-            .filter(|_| nic.has_static_mac == Some(true)),
+        mac: nic.mac.clone().filter(|_| nic.has_static_mac == Some(true)),
         switch: nic.switch.clone(),
     }
 }
