@@ -24,7 +24,7 @@ pub use server::{
     BasicOffer, HttpServer, HttpServerOptions, OpenBodies, StopReport, TlsServerOptions, WireFault,
     WireFaults,
 };
-pub use tls::{CertificateHash, TlsIdentity, Trust};
+pub use tls::{CertificateHash, CertificateProblem, TlsIdentity, Trust};
 
 /// One request to be sent.
 #[derive(Debug, Clone, Copy)]

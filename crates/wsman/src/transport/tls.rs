@@ -11,7 +11,7 @@ use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig,
+    CertificateError, ClientConfig, DigitallySignedStruct, OtherError, RootCertStore, ServerConfig,
     SignatureScheme,
 };
 use sha2::{Digest, Sha256};
@@ -22,6 +22,12 @@ use crate::{Error, ErrorKind, Result};
 /// SHA-256 of a certificate (DER).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct CertificateHash([u8; 32]);
+
+impl std::fmt::Display for CertificateHash {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
 
 impl CertificateHash {
     /// The hash of a certificate (DER).
@@ -50,6 +56,80 @@ impl CertificateHash {
         }
     }
 }
+
+/// Why a server's certificate was not believed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum CertificateProblem {
+    /// It is no longer valid.
+    Expired,
+    /// It is not valid yet, or one of the two clocks is wrong.
+    NotYetValid,
+    /// It is another name's.
+    WrongName,
+    /// None of the authorities that are believed vouches for it.
+    UnknownAuthority,
+    /// It is not the one that was pinned.
+    NotPinned {
+        /// The one that was shown.
+        shown: CertificateHash,
+    },
+    /// Something else: its purpose, its signature, its form.
+    Other,
+}
+
+impl CertificateProblem {
+    /// What an error of a connection says about the certificate, if that was the reason.
+    pub fn of(error: &Error) -> Option<Self> {
+        let mut next: Option<&(dyn std::error::Error + 'static)> = Some(error);
+        while let Some(cause) = next {
+            // What TLS says travels inside of an error of the connection, which hides it from `source`.
+            let inner = cause
+                .downcast_ref::<std::io::Error>()
+                .and_then(|it| it.get_ref())
+                .and_then(|it| it.downcast_ref::<rustls::Error>());
+            if let Some(rustls::Error::InvalidCertificate(problem)) =
+                inner.or_else(|| cause.downcast_ref())
+            {
+                return Some(Self::from(problem));
+            }
+            next = cause.source();
+        }
+        None
+    }
+}
+
+impl From<&CertificateError> for CertificateProblem {
+    fn from(error: &CertificateError) -> Self {
+        match error {
+            CertificateError::Expired | CertificateError::ExpiredContext { .. } => Self::Expired,
+            CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
+                Self::NotYetValid
+            }
+            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
+                Self::WrongName
+            }
+            CertificateError::UnknownIssuer => Self::UnknownAuthority,
+            CertificateError::Other(OtherError(other)) => match other.downcast_ref::<NotPinned>() {
+                Some(NotPinned(shown)) => Self::NotPinned { shown: *shown },
+                None => Self::Other,
+            },
+            _ => Self::Other,
+        }
+    }
+}
+
+/// The certificate that was shown is not the pinned one.
+#[derive(Debug)]
+struct NotPinned(CertificateHash);
+
+impl std::fmt::Display for NotPinned {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "it is {}, and another one is pinned", self.0)
+    }
+}
+
+impl std::error::Error for NotPinned {}
 
 /// Which servers a client believes.
 #[derive(Debug, Clone)]
@@ -224,10 +304,11 @@ impl ServerCertVerifier for PinnedVerifier {
         _ocsp_response: &[u8],
         _now: UnixTime,
     ) -> std::result::Result<ServerCertVerified, rustls::Error> {
-        if CertificateHash::of(end_entity) == self.hash {
+        let shown = CertificateHash::of(end_entity);
+        if shown == self.hash {
             Ok(ServerCertVerified::assertion())
         } else {
-            Err(CertificateError::ApplicationVerificationFailure.into())
+            Err(CertificateError::Other(OtherError(Arc::new(NotPinned(shown)))).into())
         }
     }
 
