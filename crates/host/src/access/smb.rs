@@ -230,7 +230,10 @@ impl Shared {
                 return Ok(Arc::clone(share));
             }
         }
-        let what = format!("connecting to \\\\{}\\{}", place.server, place.share);
+        let mut what = format!("connecting to \\\\{}\\{}", place.server, place.share);
+        if place.port != SMB_PORT {
+            what.push_str(&format!(" at port {}", place.port));
+        }
         let work = connect::connect(self.options.clone(), place.clone(), what.clone());
         let made = Arc::new(self.wait(&what, work)?);
         let mut shares = self.shares.lock().unwrap_or_else(PoisonError::into_inner);
