@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub use disk::{BackupArgs, DiskVerb, RestoreArgs};
-pub use host::{HostAddArgs, HostVerb, HostsFileArgs, LoginArg};
+pub use host::{HostAddArgs, HostFilesArgs, HostVerb, HostsFileArgs, LoginArg};
 pub use inside::{
     CatImageArgs, CatVersionArgs, ExtractArgs, ExtractImageArgs, ExtractVersionArgs,
     InspectImagesArgs, InspectVersionArgs, LsArgs, LsImageArgs, LsVersionArgs, VolumeKeysArgs,

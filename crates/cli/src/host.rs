@@ -6,13 +6,14 @@
 
 mod check;
 pub mod connect;
+mod files;
 mod registry;
 mod show;
 
 use anyhow::Context;
 use serde::Serialize;
 
-use self::registry::{HostEntry, LoginEntry, Registry, TrustEntry};
+use self::registry::{CertificateEntry, HostEntry, LoginEntry, Registry, TrustEntry};
 use crate::args::{HostAddArgs, HostVerb, LoginArg};
 use crate::exit::{Exit, misused_flag, not_possible};
 use crate::output::{Output, Table};
@@ -44,7 +45,9 @@ pub fn run(verb: &HostVerb, output: &Output) -> anyhow::Result<Exit> {
 fn add(arguments: &HostAddArgs, output: &Output) -> anyhow::Result<Exit> {
     let entry = entry(arguments)?;
     // Refused now rather than when it is used.
-    connect::Hosts::of(vec![entry.clone()])?.client(&entry)?;
+    let hosts = connect::Hosts::of(vec![entry.clone()])?;
+    hosts.client(&entry)?;
+    hosts.files(&entry)?;
     Registry::change(&arguments.file, |registry| {
         registry.add(entry.clone(), arguments.replace)
     })?;
@@ -73,28 +76,82 @@ fn entry(arguments: &HostAddArgs) -> anyhow::Result<HostEntry> {
         }
         (None, None) => TrustEntry::System,
     };
+    let login = login(arguments);
     let is_plain_line = address.scheme == connect::Scheme::Http;
     if is_plain_line && trust != TrustEntry::System {
         return Err(misused_flag(format!(
             "--ca and --pin are for https, and the address is {address}"
         )));
     }
-    if is_plain_line && arguments.login == LoginArg::Basic {
-        return Err(misused_flag(format!(
-            "--login basic would send the password in clear to {address}: use https, or --login negotiate"
-        )));
-    }
-    Ok(HostEntry {
+    refuse_login(arguments, login, &address)?;
+    let certificate = match (&arguments.certificate, &arguments.key) {
+        (Some(file), Some(key)) => Some(CertificateEntry {
+            file: absolute(file)?,
+            key_file: absolute(key)?,
+        }),
+        _ => None,
+    };
+    let password_file = arguments.password_file.as_deref();
+    let entry = HostEntry {
         name: name.clone(),
         address: address.to_string(),
         user: arguments.user.clone(),
-        password_file: absolute(&arguments.password_file)?,
-        login: match arguments.login {
-            LoginArg::Negotiate => LoginEntry::Negotiate,
-            LoginArg::Basic => LoginEntry::Basic,
-        },
+        password_file: password_file.map(absolute).transpose()?,
+        login,
+        certificate,
         trust,
-    })
+        files: files::entry(&arguments.files)?,
+    };
+    files::refuse(&entry)?;
+    Ok(entry)
+}
+
+fn login(arguments: &HostAddArgs) -> LoginEntry {
+    match arguments.login {
+        Some(LoginArg::Negotiate) => LoginEntry::Negotiate,
+        Some(LoginArg::Kerberos) => LoginEntry::Kerberos,
+        Some(LoginArg::Basic) => LoginEntry::Basic,
+        Some(LoginArg::Certificate) => LoginEntry::Certificate,
+        None if arguments.certificate.is_some() => LoginEntry::Certificate,
+        None => LoginEntry::Negotiate,
+    }
+}
+
+/// Refuses logins that cannot be, or that would give something away.
+fn refuse_login(
+    arguments: &HostAddArgs,
+    login: LoginEntry,
+    address: &connect::Address,
+) -> anyhow::Result<()> {
+    let is_plain_line = address.scheme == connect::Scheme::Http;
+    let has_certificate = arguments.certificate.is_some();
+    let has_password = arguments.password_file.is_some();
+    match login {
+        LoginEntry::Basic if is_plain_line => Err(misused_flag(format!(
+            "--login basic would send the password in clear to {address}: use https, or --login negotiate"
+        ))),
+        LoginEntry::Certificate if is_plain_line => Err(misused_flag(format!(
+            "client certificates are for https, and the address is {address}"
+        ))),
+        LoginEntry::Certificate if !has_certificate => Err(misused_flag(
+            "--login certificate needs --certificate FILE and --key FILE",
+        )),
+        LoginEntry::Negotiate | LoginEntry::Basic | LoginEntry::Kerberos if has_certificate => Err(
+            misused_flag("--certificate is a login of its own: leave --login away"),
+        ),
+        LoginEntry::Negotiate | LoginEntry::Basic if !has_password => Err(misused_flag(
+            "--user USER and --password-file FILE say who logs in",
+        )),
+        LoginEntry::Kerberos if !connect::KNOWS_KERBEROS => Err(not_possible(
+            "this build knows no Kerberos: build it with `--features kerberos` (needs MIT krb5), or use --login negotiate",
+        )),
+        LoginEntry::Kerberos if address.host.parse::<std::net::IpAddr>().is_ok() => {
+            Err(not_possible(format!(
+                "Kerberos needs the host's full name, and the address is {address}"
+            )))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// The file as it is found from anywhere.
@@ -118,13 +175,14 @@ fn list(registry: &Registry, output: &Output) -> anyhow::Result<Exit> {
         if report.hosts.is_empty() {
             return format!("No host is written down yet. Next: {}\n", connect::ADD);
         }
-        let mut table = Table::new(&["host", "address", "account", "believed by"], &[]);
+        let mut table = Table::new(&["host", "address", "account", "believed by", "files"], &[]);
         for host in report.hosts {
             table.row(vec![
                 host.name.clone(),
                 host.address.clone(),
-                host.user.clone(),
+                host.account_text(),
                 host.trust_text(),
+                host.files_text(),
             ]);
         }
         table.to_string()

@@ -20,7 +20,7 @@ pub enum HostVerb {
         #[command(flatten)]
         file: HostsFileArgs,
     },
-    /// Try hosts step by step: line, login, rights, classes; and what to do about what fails
+    /// Try hosts step by step: line, login, rights, classes, files; and what to do about what fails
     Check {
         /// Names of hosts; all when none is given
         names: Vec<String>,
@@ -44,6 +44,25 @@ pub struct HostsFileArgs {
     pub hosts_file: Option<PathBuf>,
 }
 
+/// How the disks on a host are read and written. Without any of these: over SMB at the host's address, as the account above.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "How the host's files are reached")]
+pub struct HostFilesArgs {
+    /// A folder of the host lies here: C:\ClusterStorage=/srv/csv, \\server\share=/mnt/share; as often as needed
+    #[arg(long, value_name = "WINDOWS=LOCAL")]
+    pub files_at: Vec<String>,
+    /// Over SMB 3, encrypted, by the administrative shares (C$, D$ …) and by the shares that paths name: the default
+    #[arg(long, conflicts_with = "files_at")]
+    pub files_smb: bool,
+    /// The host's port of SMB; 445 when not given
+    #[arg(long, value_name = "PORT", conflicts_with = "files_at")]
+    pub files_smb_port: Option<u16>,
+    /// The host's name or address for SMB, when it is not that of --address; SERVER=ADDRESS[:PORT] says where a server is that
+    /// paths name (\\SERVER\share); as often as needed
+    #[arg(long, value_name = "NAME", conflicts_with = "files_at")]
+    pub files_smb_server: Vec<String>,
+}
+
 #[derive(Debug, Args)]
 pub struct HostAddArgs {
     /// What to call it here: of a cluster's node, best its own name
@@ -51,15 +70,24 @@ pub struct HostAddArgs {
     /// Where its WS-Management listens: http://HOST:5985, https://HOST:5986, or HOST alone for http
     #[arg(long, value_name = "URL")]
     pub address: String,
-    /// The account: DOMAIN\user, or user for a local one
+    /// The account: DOMAIN\user, user@domain, or user for one of the host itself
+    ///
+    /// The same account reads and writes the host's files over SMB. Not needed with --certificate, nor with --login kerberos when a
+    /// ticket is there (kinit).
     #[arg(long, value_name = "USER")]
-    pub user: String,
+    pub user: Option<String>,
     /// File whose first line is the password. Only its place is written down, so it must stay
-    #[arg(long, value_name = "FILE")]
-    pub password_file: PathBuf,
-    /// How to log in; over http only what encrypts every message is possible
-    #[arg(long, value_enum, default_value = "negotiate")]
-    pub login: LoginArg,
+    #[arg(long, value_name = "FILE", requires = "user")]
+    pub password_file: Option<PathBuf>,
+    /// How to log in; over http only what encrypts every message is possible. `certificate` when --certificate is given, else `negotiate`
+    #[arg(long, value_enum)]
+    pub login: Option<LoginArg>,
+    /// Log in with this client certificate (PEM, its chain behind it), over https
+    #[arg(long, value_name = "FILE", requires = "key")]
+    pub certificate: Option<PathBuf>,
+    /// The private key of --certificate (PEM). Only its place is written down
+    #[arg(long, value_name = "FILE", requires = "certificate")]
+    pub key: Option<PathBuf>,
     /// Believe certificates of these authorities (PEM) instead of the system's
     #[arg(long, value_name = "FILE", conflicts_with = "pin")]
     pub ca: Option<PathBuf>,
@@ -71,6 +99,9 @@ pub struct HostAddArgs {
     pub replace: bool,
     #[command(flatten)]
     pub file: HostsFileArgs,
+    // Last: its heading holds for all that follows.
+    #[command(flatten)]
+    pub files: HostFilesArgs,
 }
 
 /// How an account proves who it is.
@@ -78,6 +109,10 @@ pub struct HostAddArgs {
 pub enum LoginArg {
     /// NTLMv2 in Negotiate
     Negotiate,
+    /// Kerberos in Negotiate: with the password, or with the ticket that kinit left
+    Kerberos,
     /// Name and password, over https alone
     Basic,
+    /// A client certificate, over https alone
+    Certificate,
 }

@@ -1,9 +1,14 @@
 //! `hikae host check`: a host tried step by step, and for each step that fails what to do.
 //!
 //! ```text
-//!   password file ─► line ─► login ─► Hyper-V (rights, role) ─► Windows ─► cluster ─► machines
-//!                      └ what fails leaves the rest untried ┘    └ each tried for itself ┘
+//!   password file ─► line ─► login ─► Hyper-V (rights, role) ─► Windows ─► cluster ─► machines ─► files
+//!                      └ what fails leaves the rest untried ┘    └──────── each tried for itself ────────┘
 //! ```
+
+mod certificate;
+mod files;
+
+use std::path::Path;
 
 use serde::Serialize;
 use wsman::ErrorKind;
@@ -11,7 +16,7 @@ use wsman::cim::{ClassName, Namespace};
 use wsman::client::{CimClient, WsmanClient};
 
 use super::connect::{Hosts, SERVICE, VIRTUALIZATION};
-use super::registry::HostEntry;
+use super::registry::{HostEntry, LoginEntry};
 use crate::exit::Exit;
 use crate::output::{Output, Table};
 use crate::serving::chain;
@@ -78,9 +83,14 @@ pub fn run(entries: Vec<HostEntry>, output: &Output) -> anyhow::Result<Exit> {
 /// Tries one host.
 pub fn check(hosts: &Hosts, entry: &HostEntry) -> HostReport {
     let mut steps = Vec::new();
-    steps.extend(secrecy(entry));
+    let certificate = entry.certificate.as_ref();
+    steps.extend(secrecy("password file", entry.password_file.as_deref()));
+    steps.extend(secrecy(
+        "key file",
+        certificate.map(|it| it.key_file.as_path()),
+    ));
     match hosts.client(entry) {
-        Ok(client) => try_all(entry, &client, &mut steps),
+        Ok(client) => try_all(hosts, entry, &client, &mut steps),
         Err(error) => steps.push(Step {
             step: "settings",
             outcome: Outcome::Failed,
@@ -99,28 +109,28 @@ pub fn check(hosts: &Hosts, entry: &HostEntry) -> HostReport {
     }
 }
 
-/// Whether others may read the password.
+/// Whether others may read a secret.
 #[cfg(unix)]
-fn secrecy(entry: &HostEntry) -> Option<Step> {
+fn secrecy(step: &'static str, file: Option<&Path>) -> Option<Step> {
     use std::os::unix::fs::PermissionsExt;
 
-    let metadata = std::fs::metadata(&entry.password_file).ok()?;
-    let mode = metadata.permissions().mode();
+    let file = file?;
+    let mode = std::fs::metadata(file).ok()?.permissions().mode();
     (mode & 0o077 != 0).then(|| Step {
-        step: "password file",
+        step,
         outcome: Outcome::Warning,
         found: format!(
             "others than its owner may read {} (mode {:03o})",
-            entry.password_file.display(),
+            file.display(),
             mode & 0o777
         ),
-        next: Some(format!("chmod 600 {}", entry.password_file.display())),
+        next: Some(format!("chmod 600 {}", file.display())),
     })
 }
 
 /// Other systems have rights of another kind, which are not looked at.
 #[cfg(not(unix))]
-fn secrecy(_entry: &HostEntry) -> Option<Step> {
+fn secrecy(_step: &'static str, _file: Option<&Path>) -> Option<Step> {
     None
 }
 
@@ -142,15 +152,15 @@ fn failed(step: &'static str, error: &wsman::Error, next: impl Into<String>) -> 
     }
 }
 
-fn try_all(entry: &HostEntry, client: &WsmanClient, steps: &mut Vec<Step>) {
+fn try_all(hosts: &Hosts, entry: &HostEntry, client: &WsmanClient, steps: &mut Vec<Step>) {
     match client.identify() {
         Ok(identity) => {
             steps.push(ok("line", entry.address.clone()));
             let who = format!("{}, {}", identity.product_vendor, identity.product_version);
-            steps.push(ok("login", format!("{}: {who}", entry.user)));
+            steps.push(ok("login", format!("{}: {who}", entry.account_text())));
         }
         Err(error) => {
-            steps.extend(no_entry(entry, &error));
+            steps.extend(no_entry(hosts, entry, &error));
             return;
         }
     }
@@ -161,28 +171,26 @@ fn try_all(entry: &HostEntry, client: &WsmanClient, steps: &mut Vec<Step>) {
     steps.push(cluster(client));
     if works {
         steps.push(machines(client));
+        steps.extend(files::steps(hosts, entry, client));
     }
 }
 
 /// Why nobody was let in.
-fn no_entry(entry: &HostEntry, error: &wsman::Error) -> Vec<Step> {
+fn no_entry(hosts: &Hosts, entry: &HostEntry, error: &wsman::Error) -> Vec<Step> {
     let is_https = entry.address.starts_with("https:");
+    if let Some(step) = certificate::step(hosts, entry, error) {
+        return vec![step];
+    }
     match error.kind() {
         ErrorKind::Unauthorized | ErrorKind::AccessDenied => {
-            let next = format!(
-                "Look at the name {} (DOMAIN\\user, or user for an account of the host) and the first line of {}; \
-                 on the host, `winrm get winrm/config/service/auth` must say Negotiate = true",
-                entry.user,
-                entry.password_file.display()
-            );
             vec![
                 ok("line", entry.address.clone()),
-                failed("login", error, next),
+                failed("login", error, refused_login(entry)),
             ]
         }
         ErrorKind::Refused => {
             let next = if is_https {
-                "Say whose certificate is to be believed: --ca FILE or --pin SHA256 of `hikae host add`"
+                "The host proves itself or encrypts not as it should: look at its HTTPS listener and its certificate"
             } else {
                 "The host proves itself or encrypts not as it should: reach it over https"
             };
@@ -207,6 +215,30 @@ fn no_entry(entry: &HostEntry, error: &wsman::Error) -> Vec<Step> {
     }
 }
 
+/// What to look at when an account is refused.
+fn refused_login(entry: &HostEntry) -> String {
+    match entry.login {
+        LoginEntry::Certificate => {
+            "On the host, map the certificate to a local account (New-Item WSMan:\\localhost\\ClientCertificate …); \
+             `winrm get winrm/config/service/auth` must say Certificate = true; and the certificate must not have expired"
+                .to_owned()
+        }
+        LoginEntry::Kerberos => format!(
+            "Look at the ticket (klist) or the password of {}, the clock, and the name: the host must be asked by the full name that the domain knows",
+            entry.account_text()
+        ),
+        LoginEntry::Negotiate | LoginEntry::Basic => {
+            let word = if entry.login == LoginEntry::Basic { "Basic" } else { "Negotiate" };
+            format!(
+                "Look at the name {} (DOMAIN\\user, or user for an account of the host) and the first line of the password's file ({}); \
+                 on the host, `winrm get winrm/config/service/auth` must say {word} = true",
+                entry.account_text(),
+                entry.proof_text()
+            )
+        }
+    }
+}
+
 fn hyperv(entry: &HostEntry, client: &WsmanClient) -> Step {
     let namespace = Namespace::new(VIRTUALIZATION);
     match client.enumerate(&namespace, &ClassName::new(SERVICE)) {
@@ -218,7 +250,7 @@ fn hyperv(entry: &HostEntry, client: &WsmanClient) -> Step {
             None => Step {
                 step: "hyper-v",
                 outcome: Outcome::Failed,
-                found: format!("no {SERVICE} is shown to {}", entry.user),
+                found: format!("no {SERVICE} is shown to {}", entry.account_text()),
                 next: Some(rights(entry)),
             },
         },
@@ -237,7 +269,7 @@ fn hyperv(entry: &HostEntry, client: &WsmanClient) -> Step {
 fn rights(entry: &HostEntry) -> String {
     format!(
         "On the host, make {} a member of Administrators, or of both Hyper-V Administrators and Remote Management Users",
-        entry.user
+        entry.account_text()
     )
 }
 
@@ -321,9 +353,14 @@ fn text(report: &Report) -> String {
             ]);
         }
         text.push_str(&table.to_string());
+        let mut said = Vec::new();
         for step in &host.steps {
-            if let Some(next) = &step.next {
+            // What is to be done for several steps is said once.
+            if let Some(next) = &step.next
+                && !said.contains(&next)
+            {
                 text.push_str(&format!("next, {}: {next}\n", step.step));
+                said.push(next);
             }
         }
         text.push('\n');

@@ -7,7 +7,7 @@
 //!
 //! **Invariants.** A password is read when it is needed, and overwritten afterwards. A host that cannot be asked hides no other.
 //!
-//! **What it does not do.** It opens no files of hosts: nothing here reads disks.
+//! **What it does not do.** It opens no files of hosts: [`super::files`] makes the ways to them, and the driver goes them.
 
 use std::fmt;
 use std::io::Read;
@@ -17,7 +17,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::Context;
-use host::access::LocalPaths;
+use host::access::NodeFiles;
+use host::access::smb::SmbRuntime;
 use host::facts::NodeProblem;
 use host::hyperv::{Connector, HyperV, HyperVOptions, NodeConnection};
 use host::ids::NodeName;
@@ -26,11 +27,12 @@ use wsman::auth::{Entropy, Secret, SystemEntropy};
 use wsman::cim::{ClassName, Namespace};
 use wsman::client::{CimClient, ClientOptions, ClientSources, RetryOptions, WsmanClient};
 use wsman::transport::{
-    CertificateHash, Credentials, Endpoint, HttpTransport, HttpTransportOptions, Line,
-    TransportRuntime, Trust,
+    CertificateHash, CertificateProblem, Credentials, Endpoint, HttpTransport,
+    HttpTransportOptions, Line, TlsIdentity, TransportRuntime, Trust,
 };
 use zeroize::Zeroizing;
 
+use super::files;
 use super::registry::{HostEntry, LoginEntry, Registry, TrustEntry};
 use crate::args::VmPlaceArgs;
 use crate::exit::not_possible;
@@ -45,6 +47,10 @@ pub const VIRTUALIZATION: &str = "root/virtualization/v2";
 pub const SERVICE: &str = "Msvm_VirtualSystemManagementService";
 /// A password is not longer.
 const PASSWORD_MAX_BYTES: u64 = 4096;
+/// Certificates and keys are not longer.
+const PEM_MAX_BYTES: u64 = 1 << 20;
+/// Whether this build can log in with Kerberos.
+pub const KNOWS_KERBEROS: bool = cfg!(feature = "kerberos");
 
 /// HTTP or HTTPS.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -148,6 +154,7 @@ pub fn ids() -> anyhow::Result<IdSource> {
 pub struct Hosts {
     known: Arc<Vec<HostEntry>>,
     runtime: TransportRuntime,
+    smb: SmbRuntime,
     ids: IdSource,
     stop: wsman::CancelToken,
     cancel: CancelToken,
@@ -159,6 +166,7 @@ impl Hosts {
         let hosts = Self {
             known: Arc::new(known),
             runtime: TransportRuntime::new()?,
+            smb: SmbRuntime::new()?,
             ids: ids()?,
             stop: wsman::CancelToken::new(),
             cancel: CancelToken::new(),
@@ -180,19 +188,30 @@ impl Hosts {
         self.client_at(entry, &entry.address.parse()?)
     }
 
+    /// Which certificate a host shows, whoever it is: asked with nothing given away, since the connection ends there.
+    pub fn shown_certificate(&self, entry: &HostEntry) -> Option<CertificateHash> {
+        let mut entry = entry.clone();
+        entry.trust = TrustEntry::Pinned {
+            sha256: "0".repeat(64),
+        };
+        let error = self.client(&entry).ok()?.identify().err()?;
+        match CertificateProblem::of(&error) {
+            Some(CertificateProblem::NotPinned { shown }) => Some(shown),
+            _ => None,
+        }
+    }
+
+    /// The way to a host's files. Nothing is connected yet.
+    pub fn files(&self, entry: &HostEntry) -> anyhow::Result<Arc<dyn NodeFiles>> {
+        files::open(entry, &entry.address.parse()?, &self.smb)
+    }
+
     fn client_at(&self, entry: &HostEntry, address: &Address) -> anyhow::Result<WsmanClient> {
         let line = match address.scheme {
             Scheme::Http => Line::Plain,
             Scheme::Https => Line::Tls(trust(&entry.trust)?),
         };
-        let password = password(entry)?;
-        let credentials = match entry.login {
-            LoginEntry::Negotiate => Credentials::ntlm(&entry.user, &password),
-            LoginEntry::Basic => Credentials::Basic {
-                user: entry.user.clone(),
-                password,
-            },
-        };
+        let credentials = credentials(entry)?;
         let endpoint = Endpoint {
             host: address.host.clone(),
             port: address.port,
@@ -224,8 +243,71 @@ impl Hosts {
             // A host that says nothing is told of by the driver, under the name that it has here.
             Ok(None) | Err(_) => NodeName::new(&entry.name)?,
         };
-        Ok(connection(name, client))
+        Ok(connection(name, client, self.files(entry)?))
     }
+}
+
+/// Who logs in.
+fn credentials(entry: &HostEntry) -> anyhow::Result<Credentials> {
+    let user = entry.user.clone().unwrap_or_default();
+    Ok(match entry.login {
+        LoginEntry::Negotiate => Credentials::ntlm(&user, &password(entry)?),
+        LoginEntry::Basic => Credentials::Basic {
+            user,
+            password: password(entry)?,
+        },
+        LoginEntry::Certificate => {
+            let Some(it) = &entry.certificate else {
+                return Err(not_possible(format!(
+                    "host {} logs in with a certificate, and none is written down",
+                    entry.name
+                )));
+            };
+            let chain = pem(&it.file)?;
+            let key = Zeroizing::new(pem(&it.key_file)?);
+            let identity = TlsIdentity::from_pem(&chain, &key).with_context(|| {
+                format!(
+                    "reading {} and {}",
+                    it.file.display(),
+                    it.key_file.display()
+                )
+            })?;
+            Credentials::Certificate(identity)
+        }
+        LoginEntry::Kerberos => kerberos(entry)?,
+    })
+}
+
+#[cfg(feature = "kerberos")]
+fn kerberos(entry: &HostEntry) -> anyhow::Result<Credentials> {
+    let password = match &entry.password_file {
+        Some(_) => Some(password(entry)?),
+        None => None,
+    };
+    Ok(Credentials::Kerberos {
+        principal: entry.user.clone(),
+        password,
+        scheme: wsman::auth::kerberos::KerberosScheme::Negotiate,
+    })
+}
+
+#[cfg(not(feature = "kerberos"))]
+fn kerberos(entry: &HostEntry) -> anyhow::Result<Credentials> {
+    Err(not_possible(format!(
+        "host {} logs in with Kerberos, which this build does not know",
+        entry.name
+    )))
+}
+
+fn pem(file: &std::path::Path) -> anyhow::Result<Vec<u8>> {
+    let place = || format!("reading {}", file.display());
+    let mut bytes = Vec::new();
+    std::fs::File::open(file)
+        .with_context(place)?
+        .take(PEM_MAX_BYTES)
+        .read_to_end(&mut bytes)
+        .with_context(place)?;
+    Ok(bytes)
 }
 
 /// Whether a host refused an account, or we the host.
@@ -243,28 +325,34 @@ pub fn own_name(client: &dyn CimClient) -> wsman::Result<Option<NodeName>> {
     Ok(name.and_then(|name| NodeName::new(name).ok()))
 }
 
-fn connection(name: NodeName, client: WsmanClient) -> NodeConnection {
+fn connection(name: NodeName, client: WsmanClient, files: Arc<dyn NodeFiles>) -> NodeConnection {
     NodeConnection {
         name,
         client: Arc::new(client),
-        files: Arc::new(LocalPaths::new()),
+        files,
     }
 }
 
 fn trust(entry: &TrustEntry) -> anyhow::Result<Trust> {
     Ok(match entry {
         TrustEntry::System => Trust::SystemRoots,
-        TrustEntry::Authorities { file } => {
-            let pem = std::fs::read(file).with_context(|| format!("reading {}", file.display()))?;
-            Trust::Authorities(pem)
-        }
+        TrustEntry::Authorities { file } => Trust::Authorities(pem(file)?),
         TrustEntry::Pinned { sha256 } => Trust::Pinned(CertificateHash::parse(sha256)?),
     })
 }
 
-/// The first line of the password's file.
 fn password(entry: &HostEntry) -> anyhow::Result<Secret> {
-    let path = &entry.password_file;
+    Ok(Secret::new(password_text(entry)?.as_str()))
+}
+
+/// The first line of the password's file.
+pub fn password_text(entry: &HostEntry) -> anyhow::Result<Zeroizing<String>> {
+    let Some(path) = &entry.password_file else {
+        return Err(not_possible(format!(
+            "no password is written down for host {}",
+            entry.name
+        )));
+    };
     let place = || {
         format!(
             "reading the password of host {}: {}",
@@ -286,7 +374,7 @@ fn password(entry: &HostEntry) -> anyhow::Result<Secret> {
             place()
         )));
     }
-    Ok(Secret::new(line))
+    Ok(Zeroizing::new(line.to_owned()))
 }
 
 /// Connects members of a cluster that the driver learns of.
@@ -315,7 +403,9 @@ impl Peers {
     fn connect_to(&self, node: &NodeName) -> anyhow::Result<NodeConnection> {
         for entry in self.hosts.known.iter() {
             if NodeName::new(&entry.name).is_ok_and(|name| name == *node) {
-                return Ok(connection(node.clone(), self.hosts.client(entry)?));
+                let client = self.hosts.client(entry)?;
+                let files = self.hosts.files(entry)?;
+                return Ok(connection(node.clone(), client, files));
             }
         }
         let mut address: Address = self.like.address.parse()?;
@@ -327,7 +417,9 @@ impl Peers {
             _ => node.as_str().to_owned(),
         };
         let client = self.hosts.client_at(&self.like, &address)?;
-        Ok(connection(node.clone(), client))
+        let like = files::for_peer(&self.like);
+        let files = files::open(&like, &address, &self.hosts.smb)?;
+        Ok(connection(node.clone(), client, files))
     }
 }
 

@@ -1,18 +1,20 @@
 //! The file with the hosts.
 //!
 //! ```text
-//!   $XDG_CONFIG_HOME/hikae/hosts.json   { "format": 1, "hosts": [ { "name", "address", "user", "password_file", "login", "trust" } ] }
+//!   $XDG_CONFIG_HOME/hikae/hosts.json   { "format": 1, "hosts": [ { "name", "address", "user", "password_file", "login", "trust", "files" … } ] }
 //!                          hosts.lock   held while the file is changed
 //! ```
 //!
 //! **Invariants.** No password is in it, only the place of one. It is replaced whole, so that a crash leaves the old or the new one,
 //! and only its owner may read it. What this program does not know in it is refused, not dropped.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use host::path::HostPath;
 use serde::{Deserialize, Serialize};
 
 use crate::args::HostsFileArgs;
@@ -28,8 +30,65 @@ const FORMAT: u32 = 1;
 pub enum LoginEntry {
     /// NTLMv2.
     Negotiate,
+    /// Kerberos.
+    Kerberos,
     /// Basic over HTTPS.
     Basic,
+    /// A client certificate over HTTPS.
+    Certificate,
+}
+
+/// A client certificate and its key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CertificateEntry {
+    /// PEM, the chain behind it.
+    pub file: PathBuf,
+    /// PEM.
+    pub key_file: PathBuf,
+}
+
+/// Where a server is that paths name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ServerEntry {
+    /// Name or address.
+    pub address: String,
+    /// Port.
+    pub port: u16,
+}
+
+/// How a host's files are reached.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "kind", deny_unknown_fields)]
+pub enum FilesEntry {
+    /// Folders of the host lie in folders here.
+    Local {
+        /// Each: what the host calls it, and where it lies.
+        roots: Vec<(HostPath, PathBuf)>,
+    },
+    /// Over SMB, with the host's account.
+    Smb {
+        /// The host's name or address; that of its address when absent.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        server: Option<String>,
+        /// Its port; 445 when absent.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        port: Option<u16>,
+        /// Other servers, by their names in lower case.
+        #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+        share_servers: BTreeMap<String, ServerEntry>,
+    },
+}
+
+impl Default for FilesEntry {
+    fn default() -> Self {
+        Self::Smb {
+            server: None,
+            port: None,
+            share_servers: BTreeMap::new(),
+        }
+    }
 }
 
 /// Whose certificates are believed.
@@ -58,21 +117,80 @@ pub struct HostEntry {
     pub name: String,
     /// Where it listens.
     pub address: String,
-    /// The account.
-    pub user: String,
+    /// The account. None where a certificate or a ticket says who it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
     /// Where the password is.
-    pub password_file: PathBuf,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub password_file: Option<PathBuf>,
     /// How to log in.
     pub login: LoginEntry,
+    /// The client certificate to log in with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificate: Option<CertificateEntry>,
     /// Whom to believe.
     pub trust: TrustEntry,
+    /// How its files are reached.
+    #[serde(default)]
+    pub files: FilesEntry,
 }
 
 impl HostEntry {
+    /// Who logs in, for people.
+    pub fn account_text(&self) -> String {
+        match (&self.user, self.login) {
+            (_, LoginEntry::Certificate) => "client certificate".to_owned(),
+            (Some(user), _) => user.clone(),
+            (None, _) => "whom the ticket is for".to_owned(),
+        }
+    }
+
+    /// Where what it is known by lies, for people.
+    pub fn proof_text(&self) -> String {
+        match (&self.password_file, &self.certificate) {
+            (_, Some(it)) => format!("certificate in {}", it.file.display()),
+            (Some(file), None) => format!("password in {}", file.display()),
+            (None, None) => "ticket of kinit".to_owned(),
+        }
+    }
+
+    /// How its files are reached, for people.
+    pub fn files_text(&self) -> String {
+        match &self.files {
+            FilesEntry::Local { roots } => {
+                let roots: Vec<String> = roots
+                    .iter()
+                    .map(|(folder, here)| format!("{folder} at {}", here.display()))
+                    .collect();
+                roots.join(", ")
+            }
+            FilesEntry::Smb {
+                server,
+                port,
+                share_servers,
+            } => {
+                let mut text = "SMB".to_owned();
+                if let Some(server) = server {
+                    text.push_str(&format!(", {server}"));
+                }
+                if let Some(port) = port {
+                    text.push_str(&format!(", port {port}"));
+                }
+                for (name, at) in share_servers {
+                    text.push_str(&format!(", {name} at {}:{}", at.address, at.port));
+                }
+                text
+            }
+        }
+    }
+
     /// Whom to believe, for people.
     pub fn trust_text(&self) -> String {
         match &self.trust {
-            _ if self.address.starts_with("http:") => "password, both ways (NTLM)".to_owned(),
+            _ if self.address.starts_with("http:") => match self.login {
+                LoginEntry::Kerberos => "ticket, both ways (Kerberos)".to_owned(),
+                _ => "password, both ways (NTLM)".to_owned(),
+            },
             TrustEntry::System => "the system's authorities".to_owned(),
             TrustEntry::Authorities { file } => format!("authorities in {}", file.display()),
             TrustEntry::Pinned { sha256 } => format!("certificate {sha256}"),

@@ -67,12 +67,13 @@ fn word<T: Serialize>(value: &T) -> String {
 fn text(report: &Report<'_>) -> String {
     let host = report.host;
     let mut text = format!(
-        "{}\n  address   {}\n  account   {} (password in {})\n  believed  {}\n",
+        "{}\n  address   {}\n  account   {} ({})\n  believed  {}\n  way       {}\n",
         host.name,
         host.address,
-        host.user,
-        host.password_file.display(),
+        host.account_text(),
+        host.proof_text(),
         host.trust_text(),
+        host.files_text(),
     );
     for step in &report.check.steps {
         let mark = if step.outcome == Outcome::Failed {
