@@ -18,7 +18,10 @@ pub use inside::{
     CatImageArgs, CatVersionArgs, ExtractArgs, ExtractImageArgs, ExtractVersionArgs,
     InspectImagesArgs, InspectVersionArgs, LsArgs, LsImageArgs, LsVersionArgs, VolumeKeysArgs,
 };
-pub use lab::{LabUpArgs, LabVerb};
+pub use lab::{
+    DurationArg, LabFaultVerb, LabGuestArgs, LabGuestVerb, LabInjectArgs, LabMigrateArgs,
+    LabPlaceArgs, LabUpArgs, LabVerb, WritersArg,
+};
 pub use names::{DiffFilesArgs, FindArgs, HistoryArgs};
 pub use serve::{ServeArgs, ServeImageArgs, ServeVersionArgs};
 pub use vm::{CheckpointKindArg, VmCheckpointVerb, VmPlaceArgs, VmVerb};

@@ -381,6 +381,19 @@ impl HostEntry {
             let backing = folder.join(file_name(&format!("{}-{letter}", self.name)));
             estate.add_volume(kind, backing, gib(volume.gib)?)?;
         }
+        // Hyper-V's own folders are there from its installation on.
+        let host = estate.host(&name)?;
+        let (roots, name) = (
+            [&host.default_configuration_root, &host.default_disk_root].map(Clone::clone),
+            host.name.clone(),
+        );
+        for root in roots {
+            // A host without a volume C: has no such folders.
+            if let Ok(local) = estate.backing(&name, &root) {
+                std::fs::create_dir_all(&local)
+                    .map_err(|error| Error::io(format!("making {root}"), error))?;
+            }
+        }
         Ok(())
     }
 }

@@ -143,6 +143,11 @@ impl LabWire {
         self.hosts.get(host).map(|it| &it.plan)
     }
 
+    /// Every host with what goes wrong on the way to it.
+    pub fn plans(&self) -> impl Iterator<Item = (&HostName, &Arc<WirePlan>)> {
+        self.hosts.iter().map(|(name, it)| (name, &it.plan))
+    }
+
     /// What a host answers with.
     pub fn provider(&self, host: &HostName) -> Option<&Arc<HostProvider>> {
         self.hosts.get(host).map(|it| &it.provider)

@@ -1,100 +1,25 @@
 //! The lab as a process of its own, and what an operator asks of its hosts over the wire: hosts, machines, coverage,
 //! eligibility, checkpoints. All addresses are ports that the system chose.
 
-use std::fs::{self, File};
-use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdout, Stdio};
+mod control;
+pub mod process;
 
-use rustix::process::{Pid, Signal};
+use std::fs;
+
 use serde_json::Value;
 
-use super::site::{Outcome, Site, os, text};
+use self::process::Lab;
+use super::site::{Site, os};
 
-/// `hikae lab up`, running. Killed when it is dropped.
-struct Lab {
-    child: Child,
-    _stdout: ChildStdout,
-    stderr: PathBuf,
-    ready: Value,
-}
-
-impl Lab {
-    #[track_caller]
-    fn up(site: &Site, more: &[&str]) -> Self {
-        let mut words = vec!["lab", "up", "--speed", "60"];
-        words.extend(more);
-        let stderr = site.path("lab.stderr");
-        let mut child = site
-            .command(words)
-            .stdout(Stdio::piped())
-            .stderr(File::create(&stderr).expect("a file"))
-            .spawn()
-            .expect("the binary starts");
-        let mut stdout = child.stdout.take().expect("its standard output");
-        let ready = serde_json::Deserializer::from_reader(&mut stdout)
-            .into_iter::<Value>()
-            .next()
-            .and_then(Result::ok);
-        let said = || fs::read_to_string(&stderr).unwrap_or_default();
-        let ready = ready.unwrap_or_else(|| panic!("it said nothing but: {}", said()));
-        assert_eq!(ready["simulated"], true, "{ready} {}", said());
-        Self {
-            child,
-            _stdout: stdout,
-            stderr,
-            ready,
-        }
-    }
-
-    fn address(&self, node: &str) -> &str {
-        let nodes = self.ready["nodes"].as_array().expect("nodes");
-        let found = nodes.iter().find(|it| it["name"] == node);
-        let address = found.and_then(|it| it["address"].as_str());
-        address.unwrap_or_else(|| panic!("no {node} in {}", self.ready))
-    }
-
-    fn password_file(&self) -> &Path {
-        Path::new(self.ready["password_file"].as_str().expect("a file"))
-    }
-
-    /// Writes a node down under its own name.
-    fn add(&self, site: &Site, node: &str, password_file: &Path, more: &[&str]) -> Outcome {
-        let user = self.ready["user"].as_str().expect("a user");
-        let mut words = vec!["host", "add", node, "--address", self.address(node)];
-        words.extend(["--user", user, "--password-file", text(password_file)]);
-        words.extend(more);
-        site.run(words)
-    }
-
-    /// Ends it as an operator does.
-    #[track_caller]
-    fn down(mut self) {
-        rustix::process::kill_process(Pid::from_child(&self.child), Signal::TERM).expect("it runs");
-        let status = self.child.wait().expect("its end");
-        let said = fs::read_to_string(&self.stderr).expect("its standard error");
-        assert!(
-            !said.contains("panicked") && !said.contains("warning"),
-            "{said}"
-        );
-        assert_eq!(status.code(), Some(0), "{said}");
-    }
-}
-
-impl Drop for Lab {
-    fn drop(&mut self) {
-        // After `down` there is nobody left to kill.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-fn names(list: &Value) -> Vec<&str> {
+/// The names in a list.
+pub fn names(list: &Value) -> Vec<&str> {
     let list = list.as_array().expect("a list");
     list.iter().filter_map(|it| it["name"].as_str()).collect()
 }
 
+/// The one of a name in a list.
 #[track_caller]
-fn named<'a>(list: &'a Value, name: &str) -> &'a Value {
+pub fn named<'a>(list: &'a Value, name: &str) -> &'a Value {
     let found = list
         .as_array()
         .expect("a list")
@@ -120,17 +45,14 @@ fn hosts_of_a_lab_are_written_down_checked_and_struck_out() {
         .add(&site, "ALONE", lab.password_file(), &[])
         .expect(0)
         .json();
-    assert_eq!(
-        steps(&report),
-        [
-            ("line", "ok"),
-            ("login", "ok"),
-            ("hyper-v", "ok"),
-            ("windows", "ok"),
-            ("cluster", "ok"),
-            ("machines", "ok")
-        ]
-    );
+    let taken: Vec<&str> = steps(&report).into_iter().map(|it| it.0).collect();
+    let expected = [
+        "line", "login", "hyper-v", "windows", "cluster", "machines", "files",
+    ];
+    for step in expected {
+        assert!(taken.contains(&step), "{step}: {report}");
+    }
+    assert!(steps(&report).iter().all(|it| it.1 == "ok"), "{report}");
     let again = lab.add(&site, "ALONE", lab.password_file(), &[]).expect(1);
     assert_eq!(again.json()["problem"]["code"], "HK-3003");
     lab.add(&site, "ALONE", lab.password_file(), &["--replace"])
@@ -291,7 +213,7 @@ fn machines_of_a_lab_are_listed_with_coverage_and_eligibility() {
 }
 
 /// Runs a command as people do.
-fn without_json(command: &mut std::process::Command) -> String {
+pub fn without_json(command: &mut std::process::Command) -> String {
     let words: Vec<_> = command
         .get_args()
         .filter(|word| *word != "--json")

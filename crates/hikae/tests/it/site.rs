@@ -80,6 +80,8 @@ impl Site {
             .env("XDG_CONFIG_HOME", self.path("home/config"))
             .env("XDG_CACHE_HOME", self.path("home/cache"))
             .env("TMPDIR", self.dir.path())
+            .env_remove("XDG_RUNTIME_DIR")
+            .env_remove("XDG_STATE_HOME")
             .current_dir(self.dir.path())
             .stdin(Stdio::null())
             .process_group(0);

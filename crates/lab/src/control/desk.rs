@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use super::guests::GuestBook;
 use super::messages::{DownReport, GuestProgress, Reply, Request, RunReport};
 use super::server::refused;
-use crate::estate::{Estate, HostName, Realm, VirtualMachine};
+use crate::estate::{Estate, HostName, Realm, VirtualMachine, VmId};
 use crate::provider::SharedEstate;
 use crate::wire::WirePlan;
 use crate::{Error, Result};
@@ -118,10 +118,13 @@ impl ControlDesk {
         }
         let look = || {
             self.parts.estate.read(|estate| {
-                let guests: Vec<(String, u64)> = estate
+                let guests: Vec<(VmId, String, u64)> = estate
                     .systems()
                     .filter(|vm| vm.realm == Realm::Realized)
-                    .filter_map(|vm| Some((vm.settings.name.clone(), vm.guest()?.committed())))
+                    .filter_map(|vm| {
+                        let committed = vm.guest()?.committed();
+                        Some((vm.id, vm.settings.name.clone(), committed))
+                    })
                     .collect();
                 (estate.now().to_string(), guests)
             })
@@ -135,9 +138,9 @@ impl ControlDesk {
             left = left.saturating_sub(step);
         }
         let (to, after) = look();
-        let before: BTreeMap<String, u64> = before.into_iter().collect();
-        let guests = after.into_iter().map(|(vm, to)| GuestProgress {
-            from: before.get(&vm).copied().unwrap_or(0),
+        let before: BTreeMap<VmId, u64> = before.into_iter().map(|(id, _, at)| (id, at)).collect();
+        let guests = after.into_iter().map(|(id, vm, to)| GuestProgress {
+            from: before.get(&id).copied().unwrap_or(0),
             vm,
             to,
         });
