@@ -27,6 +27,8 @@ use crate::ids::NodeName;
 use crate::path::HostPath;
 use crate::{Error, ErrorKind, Result};
 
+/// Requests under way at once, when they are small; large ones are bounded by their bytes.
+const MOST_UNDER_WAY: usize = 64;
 /// Zeros of one request, where a range is zeroed.
 const ZEROS_BYTES: usize = 1 << 20;
 
@@ -172,6 +174,13 @@ struct FlightState {
 }
 
 impl FlightState {
+    fn bytes(&self) -> u64 {
+        let lengths = self.under_way.iter();
+        lengths.fold(0, |sum, (_, first, behind)| {
+            sum.saturating_add(behind.saturating_sub(*first))
+        })
+    }
+
     fn overlaps(&self, start: u64, end: u64) -> bool {
         self.under_way
             .iter()
@@ -284,10 +293,12 @@ impl SmbWriter {
     fn launch(&self, offset: u64, bytes: Arc<[u8]>) -> Result<()> {
         let file = self.handle()?;
         let end = offset.saturating_add(length_of(&bytes));
-        let most = self.shared.options.depth.max(1);
+        let options = &self.shared.options;
+        let depth = u64::try_from(options.depth.max(1)).unwrap_or(u64::MAX);
+        let most_bytes = u64::from(options.request_bytes).saturating_mul(depth);
         let mut state = self.flight.wait_while(|state| {
-            state.failure.is_none()
-                && (state.under_way.len() >= most || state.overlaps(offset, end))
+            let is_full = state.under_way.len() >= MOST_UNDER_WAY || state.bytes() >= most_bytes;
+            state.failure.is_none() && (is_full || state.overlaps(offset, end))
         });
         self.check(&state)?;
         let number = state.next_number;
