@@ -13,6 +13,7 @@
 //! | [`extract`] | folders, tar and zip hold what was put in, as other programs see it, also after a kill |
 //! | [`hostile`] | images that lie cost little memory and time, and end with a code that means something |
 //! | [`inside`] | files of an image and of every version come out as they were put in |
+//! | [`hosts`] | hosts over HTTPS: certificates believed or not and why, logins by certificate, what is refused |
 //! | [`lab`] | simulated Hyper-V hosts are served, written down, and asked about their machines |
 //! | [`unneeded`] | what `--skip-unneeded` leaves out harms no file system and no file |
 //! | [`serve`] | other programs read versions and images, over NBD and as files |
@@ -31,6 +32,7 @@ mod fence;
 mod hostile;
 mod inside;
 mod kill;
+mod hosts;
 mod lab;
 mod names;
 mod read_only;
