@@ -3,10 +3,14 @@
 //! Each verb takes one look (the driver's inventory) and tells what it stands on: a host that did not answer is named, hides
 //! nobody else's machines, and makes the verb end with 3.
 
+mod backup;
 mod checkpoint;
 mod coverage;
+mod custody;
 mod eligibility;
+mod leftovers;
 mod list;
+mod restore;
 mod show;
 
 use host::boundary::Inventory;
@@ -32,6 +36,9 @@ pub fn run(verb: &VmVerb, output: &Output) -> anyhow::Result<Exit> {
             let shown = eligibility::Shown::of(*all_rules);
             eligibility::run(&Look::at(place)?, vm, shown, output)
         }
+        VmVerb::Backup(arguments) => backup::run(arguments, output),
+        VmVerb::Restore(arguments) => restore::run(arguments, output),
+        VmVerb::Leftovers(arguments) => leftovers::run(arguments, output),
         VmVerb::Checkpoint { verb } => checkpoint::run(verb, output),
     }
 }

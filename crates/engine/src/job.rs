@@ -16,6 +16,7 @@ pub mod diff_disk;
 pub mod extract_files;
 pub mod leftovers;
 pub mod restore_disk;
+pub mod restore_vm;
 pub mod serve_disks;
 mod target;
 

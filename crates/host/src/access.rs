@@ -124,6 +124,10 @@ impl BatchRead for ChainDisk {
     fn shape(&self) -> Option<vdisk::ImageInfo> {
         self.image.chain().last().map(|layer| layer.info().clone())
     }
+
+    fn home(&self) -> Option<HostPath> {
+        self.layers.last().cloned()
+    }
 }
 
 /// Files of a node under made-up paths.

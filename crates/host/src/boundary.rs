@@ -169,6 +169,11 @@ pub trait BatchRead: ReadAt {
     fn shape(&self) -> Option<vdisk::ImageInfo> {
         None
     }
+
+    /// Where the image lies that the disk was made as (the last of its chain); `None` where there is no image.
+    fn home(&self) -> Option<HostPath> {
+        None
+    }
 }
 
 /// Bytes of frozen disks and configuration files.

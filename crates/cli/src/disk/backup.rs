@@ -25,6 +25,7 @@ use repo::{PointSelector, ProtectedName, Repository, Which};
 use serde::Serialize;
 
 use crate::args::{BackupArgs, ParentArg};
+use crate::audit::{per_million, random_seed};
 use crate::exit::Exit;
 use crate::image::open_image;
 use crate::keys;
@@ -209,27 +210,6 @@ fn request(arguments: &BackupArgs, name: ProtectedName) -> anyhow::Result<Backup
     }
     request.tracking_since = arguments.parent.as_ref().map(|parent| parent.version);
     Ok(request)
-}
-
-fn random_seed() -> anyhow::Result<u64> {
-    let mut seed = [0; 8];
-    repo::Random::fill(keys::environment().random.as_ref(), &mut seed)?;
-    Ok(u64::from_le_bytes(seed))
-}
-
-#[expect(
-    clippy::as_conversions,
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    reason = "the share was checked to lie between 0 and 1"
-)]
-fn per_million(share: f64) -> anyhow::Result<u32> {
-    if !(0.0..=1.0).contains(&share) {
-        return Err(crate::exit::not_possible(format!(
-            "--audit takes a share between 0 and 1, not {share}"
-        )));
-    }
-    Ok((share * 1_000_000.0).round() as u32)
 }
 
 /// Reads "OFFSET LENGTH" lines (`#` begins a comment), or a JSON array of `[offset, length]`.

@@ -530,6 +530,7 @@ impl<'a> Job<'a> {
         let disk = move_disk(session, &request, &source, self.context)?;
         Ok(moved::MovedDisk {
             reopened: source.reopened(),
+            home: source.home(),
             untracked_because: reason,
             disk,
         })

@@ -378,10 +378,10 @@ impl Run<'_> {
 
 /// Carries a job's own error through the repository's bulk read, which can only carry its own.
 #[derive(Default)]
-struct FirstFailure(Mutex<Option<Error>>);
+pub(super) struct FirstFailure(Mutex<Option<Error>>);
 
 impl FirstFailure {
-    fn keep<T>(&self, result: Result<T>) -> repo::Result<T> {
+    pub(super) fn keep<T>(&self, result: Result<T>) -> repo::Result<T> {
         result.map_err(|error| {
             self.0
                 .lock()
@@ -391,7 +391,7 @@ impl FirstFailure {
         })
     }
 
-    fn take_or<T>(self, result: repo::Result<T>) -> Result<T> {
+    pub(super) fn take_or<T>(self, result: repo::Result<T>) -> Result<T> {
         match self.0.into_inner().unwrap_or_else(PoisonError::into_inner) {
             Some(error) => Err(error),
             None => Ok(result?),

@@ -2,4 +2,5 @@
 //! estate itself, never by the driver.
 
 mod backup;
+mod restore;
 mod site;

@@ -223,7 +223,16 @@ impl HyperV {
         let service = node.service(SYSTEM_SERVICE);
         let inputs = [("PlannedSystem", CimValue::from(planned_path(node, planned)))];
         self.run(node, &service, "ValidatePlannedSystem", &inputs, cancel)?;
-        let ended = self.run(node, &service, "RealizePlannedSystem", &inputs, cancel)?;
+        let ended = match self.run(node, &service, "RealizePlannedSystem", &inputs, cancel) {
+            // Only the answer was lost: half a machine is whole.
+            Err(error)
+                if !super::recovery::is_definite(&error)
+                    && super::routing::is_realized_on(node, planned).unwrap_or(false) =>
+            {
+                return Ok(planned);
+            }
+            ended => ended?,
+        };
         let named = ended.output.opt_reference("ResultingSystem").ok().flatten();
         let vm = named
             .and_then(|path| path.key("Name")?.parse::<VmId>().ok())

@@ -68,6 +68,10 @@ impl<'a> FollowedDisk<'a> {
         self.current().disk.shape()
     }
 
+    pub(super) fn home(&self) -> Option<host::path::HostPath> {
+        self.current().disk.home()
+    }
+
     fn current(&self) -> Opened {
         let current = self.current.read();
         current.unwrap_or_else(PoisonError::into_inner).clone()

@@ -72,6 +72,8 @@ pub struct DiskReport {
 /// One disk that arrived.
 pub(super) struct MovedDisk {
     pub reopened: u64,
+    /// Where the disk's own image lies.
+    pub home: Option<host::path::HostPath>,
     pub untracked_because: Option<String>,
     pub disk: Moved,
 }
@@ -114,7 +116,7 @@ impl<'m> Gathering<'m> {
             slot: frozen.slot,
             device: frozen.device.clone(),
             path: live.clone(),
-            home: live.without_mark(),
+            home: moved.home.unwrap_or_else(|| live.clone()),
             image: frozen.image,
         });
         self.reports.push(DiskReport {

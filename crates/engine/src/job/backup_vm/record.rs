@@ -31,7 +31,7 @@ pub struct DiskRecord {
     pub device: DeviceId,
     /// The live image of the machine at that time: with checkpoints, the top of a chain.
     pub path: HostPath,
-    /// Where the disk's own image lay, the last of the chain, as far as its name tells: marks of checkpoints taken away.
+    /// Where the disk's own image lay, the last of the chain.
     pub home: HostPath,
     /// Kind of the image.
     pub image: ImageKind,

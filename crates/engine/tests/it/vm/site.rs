@@ -11,6 +11,7 @@ use std::time::Duration;
 use block::ReadAt;
 use engine::job::backup_vm::{VmBackupReport, VmBackupRequest, VmBackupTools, backup_vm};
 use engine::job::leftovers::{LeftoversTools, remove_leftovers};
+use engine::job::restore_vm::{VmRestoreReport, VmRestoreRequest, VmRestoreTools, restore_vm};
 use engine::job::{JobContext, Journal, JournalEntry};
 use host::access::LocalPaths;
 use host::custody::{Custody, JournalFolder, SweepReport};
@@ -63,6 +64,8 @@ pub struct Death {
     /// The number of the question at which it dies; negative: after the host did what it was asked, zero never.
     at: AtomicI64,
     dead: AtomicU64,
+    /// A line that is cut once, and no death: what is asked afterwards is answered.
+    is_once: bool,
 }
 
 impl Death {
@@ -86,6 +89,18 @@ impl Death {
         Arc::new(death)
     }
 
+    /// The answer to one question is lost, after the host did what it was asked.
+    pub fn once(question: u64) -> Arc<Self> {
+        let death = Self {
+            is_once: true,
+            ..Self::default()
+        };
+        death
+            .at
+            .store(-i64::try_from(question).unwrap(), Ordering::Relaxed);
+        Arc::new(death)
+    }
+
     pub fn asked(&self) -> u64 {
         self.asked.load(Ordering::Relaxed)
     }
@@ -99,7 +114,7 @@ impl Death {
     }
 
     fn ask<T>(&self, act: impl FnOnce() -> wsman::Result<T>) -> wsman::Result<T> {
-        if self.has_come() {
+        if self.has_come() && !self.is_once {
             return Err(Self::gone());
         }
         let number = i64::try_from(self.asked.fetch_add(1, Ordering::Relaxed) + 1).unwrap();
@@ -153,6 +168,18 @@ impl CimClient for Mortal {
     fn put(&self, path: &CimPath, instance: &CimInstance) -> wsman::Result<CimInstance> {
         self.death.ask(|| self.client.put(path, instance))
     }
+}
+
+/// Warnings, for whoever reads a failed test.
+struct Loud;
+
+impl engine::Progress for Loud {
+    fn begin(&self, _step: &str, _total_bytes: Option<u64>) {}
+    fn advance(&self, _bytes: u64) {}
+    fn warn(&self, text: &str) {
+        eprintln!("warning: {text}");
+    }
+    fn end(&self) {}
 }
 
 struct MortalJournal(Arc<Death>);
@@ -395,6 +422,66 @@ impl Site {
             assert!(result.is_err() || open == 0, "{open} entries are open");
         }
         result
+    }
+
+    /// A restore by a process of its own.
+    pub fn restore(&self, request: &VmRestoreRequest) -> engine::Result<VmRestoreReport> {
+        self.restore_with(request, &Death::never())
+    }
+
+    pub fn restore_with(
+        &self,
+        request: &VmRestoreRequest,
+        death: &Arc<Death>,
+    ) -> engine::Result<VmRestoreReport> {
+        let driver = self.driver(death);
+        let job = self.job();
+        let journal = self.journals.begin(job)?;
+        let custody = Custody::new(journal.log(), self.owner.clone(), job);
+        let tools = VmRestoreTools {
+            host: &driver,
+            repository: &self.world.repository,
+            custody: &custody,
+            cancel: &CancelToken::new(),
+            clock: &EstateClock(self.estate.clone()),
+        };
+        let context = JobContext {
+            progress: &Loud,
+            ..context()
+        };
+        let result = restore_vm(tools, request, context);
+        drop(custody);
+        let open = journal.finish()?;
+        assert!(result.is_err() || open == 0, "{open} entries are open");
+        result
+    }
+
+    /// The bytes of a machine's disks as they are now, in the order of their slots.
+    pub fn live_disks(&self, vm: VmId) -> Vec<Vec<u8>> {
+        let home = self.home(vm);
+        self.estate.write(|estate| {
+            let hardware = &estate.vm(&home, vm).unwrap().settings.hardware;
+            let paths: Vec<WindowsPath> = hardware
+                .disks()
+                .map(|(_, medium)| medium.path.clone())
+                .collect();
+            let read = |path: WindowsPath| {
+                let image = estate.read_disk(&home, &path).unwrap();
+                let mut bytes = vec![0; usize::try_from(image.size_bytes()).unwrap()];
+                image.read_at(0, &mut bytes).unwrap();
+                bytes
+            };
+            paths.into_iter().map(read).collect()
+        })
+    }
+
+    /// Starts or stops a machine, and lets it happen.
+    pub fn power(&self, vm: VmId, state: u16) {
+        let home = self.home(vm);
+        self.estate
+            .write(|estate| estate.request_state_change(&home, vm, state))
+            .unwrap();
+        self.pass(Duration::from_secs(60));
     }
 
     /// A round of the custodian, by a new process.
