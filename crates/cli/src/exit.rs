@@ -56,6 +56,12 @@ pub fn misused_flag(text: impl Into<String>) -> anyhow::Error {
     anyhow::Error::new(MisusedFlag(error))
 }
 
+/// The same, with what to do about it.
+pub fn misused_flag_advised(text: impl Into<String>, advice: impl Into<String>) -> anyhow::Error {
+    let error = engine::Error::new(engine::ErrorKind::NotFound, text);
+    anyhow::Error::new(MisusedFlag(error.advised(advice)))
+}
+
 impl Exit {
     /// How a failure ends the process: the deepest error that knows decides.
     pub fn of(error: &(dyn std::error::Error + 'static)) -> Self {

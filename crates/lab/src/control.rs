@@ -19,6 +19,7 @@ mod status;
 
 pub use client::{ControlClient, ask};
 pub use desk::{ControlDesk, DeskParts};
+pub use faults::fault_kinds;
 pub use messages::{
     ArmedFault, ClearReport, ClusterStatus, DownReport, FaultKindReport, FaultRequest,
     FaultsReport, GuestFacts, GuestProgress, GuestReport, HostStatus, InjectReport, JobStatus,

@@ -192,7 +192,7 @@ impl HostWire {
             ..options.service.clone()
         };
         let service = WsmanService::new(provider.clone(), service_options, options.sources.clone());
-        let plan = Arc::new(WirePlan::of(estate.clone(), name.clone()));
+        let plan = Arc::new(WirePlan::new(estate.clone(), name.clone()));
         let mut http = HttpServerOptions::new(negotiate(&host, options));
         http.basic = options.basic;
         http.open_bodies = options.open_bodies;

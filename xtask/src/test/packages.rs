@@ -73,6 +73,10 @@ const PACKAGES: &[Package] = &[
     package("qemu-system-x86", &["qemu-system-x86_64", "--version"]),
     package("qemu-utils", &["qemu-img", "--version"]),
     package("samba", &["sh", "-c", "command -v /usr/sbin/smbd"]),
+    package(
+        "samba-vfs-modules",
+        &["sh", "-c", "ls /usr/lib/*/samba/vfs/widelinks.so | grep -q ."],
+    ),
     package("unzip", &["unzip", "-v"]),
     package("xfsprogs", &["/usr/sbin/mkfs.xfs", "-V"]),
     package("xz-utils", &["xz", "--version"]),

@@ -202,7 +202,7 @@ pub enum LabGuestVerb {
     /// Judge restored images: do the bytes show an application at rest, a file system at rest, or a crash? Of which moment?
     ///
     /// The verdict comes from the bytes alone: the guest keeps a ledger, two copies of its data and a mark of its file system, and
-    /// knows which of them may differ. Ends with 3 when they contradict each other.
+    /// knows which of them may differ. Ends with 3 when they contradict each other, or hold nothing of it.
     Examine {
         /// The images, in the order of the machine's drives
         #[arg(required = true, value_name = "IMAGE")]

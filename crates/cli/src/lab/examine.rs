@@ -1,4 +1,5 @@
-//! `hikae lab guest VM examine`: what restored bytes say of the moment that they are of. Ends with 3 when they contradict each other.
+//! `hikae lab guest VM examine`: what restored bytes say of the moment that they are of. Ends with 3 when they contradict each other,
+//! or are empty though the guest has written.
 //!
 //! **Invariant.** The lab is asked only what tells the guest's records from others' and where they lie; the verdict comes from the
 //! bytes.
@@ -73,9 +74,12 @@ pub fn run(
     let found = examine(&disks, &guest.layout, guest.tag)?;
     let report = report(known.vm, known.id, found, guest.committed);
     output.report(&report, text)?;
-    Ok(match report.why {
-        Some(_) => Exit::Found,
-        None => Exit::Done,
+    // A guest that committed something left it on its disks.
+    let is_lost = report.consistency == "empty" && report.guest_committed > 0;
+    Ok(if report.why.is_some() || is_lost {
+        Exit::Found
+    } else {
+        Exit::Done
     })
 }
 
@@ -102,7 +106,7 @@ fn report(vm: String, id: String, found: Examination, guest_committed: u64) -> R
 
 fn text(report: &Report) -> String {
     let verdict = match report.consistency {
-        "empty" => "EMPTY: no guest ever wrote here.".to_owned(),
+        "empty" => "EMPTY: this guest never wrote here. Are the images in the order of the machine's drives?".to_owned(),
         "application" => {
             "APPLICATION-CONSISTENT: nothing is open, everything is flushed.".to_owned()
         }

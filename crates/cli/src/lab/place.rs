@@ -18,7 +18,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::args::LabPlaceArgs;
-use crate::exit::{misused_flag, not_possible};
+use crate::exit::{misused_flag_advised, not_possible};
 
 /// How long an answer is waited for that needs nothing but looking.
 pub const SOON: Duration = Duration::from_secs(60);
@@ -26,6 +26,9 @@ pub const SOON: Duration = Duration::from_secs(60);
 pub const LATER: Duration = Duration::from_secs(24 * 3600);
 /// Longer notes are none of ours.
 const NOTE_MAX_BYTES: u64 = 64 << 10;
+
+/// What to do about what a lab refuses.
+const LOOK: &str = "See how it is and what there is: hikae lab status, hikae lab fault list";
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -166,8 +169,10 @@ pub fn ask<T: DeserializeOwned>(
 /// What a lab refuses, as the exit code and the problem that belong to it.
 pub fn failed(error: lab::Error) -> anyhow::Error {
     match error.kind() {
-        lab::ErrorKind::NotFound => misused_flag(error.to_string()),
+        lab::ErrorKind::NotFound => misused_flag_advised(error.to_string(), LOOK),
         lab::ErrorKind::Io => anyhow::Error::new(error),
-        _ => not_possible(error.to_string()),
+        _ => anyhow::Error::new(
+            engine::Error::new(engine::ErrorKind::Invalid, error.to_string()).advised(LOOK),
+        ),
     }
 }

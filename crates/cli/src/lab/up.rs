@@ -27,7 +27,7 @@ use serde::Serialize;
 use wsman::auth::Secret;
 use wsman::server::ServiceSources;
 
-use super::place::{self, Noted};
+use super::place::Noted;
 use crate::args::LabUpArgs;
 use crate::exit::{Exit, not_possible};
 use crate::host::connect;
@@ -184,7 +184,7 @@ pub fn run(arguments: &LabUpArgs, output: &Output) -> anyhow::Result<Exit> {
         .smb
         .then(|| SmbServers::start(&estate, &folder.path.join("smb"), ACCOUNT, &password))
         .transpose()
-        .map_err(place::failed)?;
+        .map_err(no_smb)?;
     let smb_ports = smb.as_ref().map(SmbServers::ports).unwrap_or_default();
     let desk = ControlDesk::new(DeskParts {
         estate: Arc::clone(&estate),
@@ -229,6 +229,14 @@ pub fn run(arguments: &LabUpArgs, output: &Output) -> anyhow::Result<Exit> {
         ));
     }
     Ok(Exit::Done)
+}
+
+fn no_smb(error: lab::Error) -> anyhow::Error {
+    if error.kind() != lab::ErrorKind::Invalid {
+        return anyhow::Error::new(error);
+    }
+    let error = engine::Error::new(engine::ErrorKind::Invalid, error.to_string());
+    anyhow::Error::new(error.advised("Install what is missing, or leave --smb out"))
 }
 
 /// What went wrong beside, said ever more rarely.

@@ -247,6 +247,16 @@ fn kinds() -> impl Iterator<Item = Kind> {
     armed.chain(OTHERS.iter().map(|kind| Kind { ..*kind }))
 }
 
+/// Every kind of fault that can be asked for.
+pub fn fault_kinds() -> Vec<FaultKindReport> {
+    let report = |kind: Kind| FaultKindReport {
+        kind: kind.name.to_owned(),
+        takes: kind.takes.iter().map(|it| it.name().to_owned()).collect(),
+        help: kind.help.to_owned(),
+    };
+    kinds().map(report).collect()
+}
+
 impl FaultRequest {
     fn given(&self) -> Vec<Takes> {
         let mut given = Vec::new();
@@ -282,13 +292,7 @@ impl ControlDesk {
                 .collect()
         });
         FaultsReport {
-            kinds: kinds()
-                .map(|kind| FaultKindReport {
-                    kind: kind.name.to_owned(),
-                    takes: kind.takes.iter().map(|it| it.name().to_owned()).collect(),
-                    help: kind.help.to_owned(),
-                })
-                .collect(),
+            kinds: fault_kinds(),
             armed: self.armed(),
             struck,
         }

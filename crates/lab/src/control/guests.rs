@@ -88,6 +88,13 @@ impl ControlDesk {
                     guest: Some(facts.clone()),
                 })
             }
+            // Made anew from its disks alone: the guest of the one that had its name wrote them.
+            Ok(mut report) if report.guest.is_none() => {
+                let book = self.book.lock().unwrap_or_else(PoisonError::into_inner);
+                let known = book.find(&report.id).or_else(|| book.find(&report.vm));
+                report.guest = known.map(|(_, (_, facts))| facts.clone());
+                Ok(report)
+            }
             found => found,
         }
     }

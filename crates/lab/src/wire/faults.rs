@@ -20,7 +20,8 @@ pub struct WirePlan {
 }
 
 impl WirePlan {
-    pub(super) fn of(estate: Arc<SharedEstate>, host: HostName) -> Self {
+    /// No fault yet.
+    pub fn new(estate: Arc<SharedEstate>, host: HostName) -> Self {
         Self {
             estate,
             host,

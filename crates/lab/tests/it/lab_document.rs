@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::path::PathBuf;
 
+use lab::control::fault_kinds;
 use lab::estate::{Switch, WindowsGeneration};
 use lab::provider::{Coverage, HostProvider};
 use lab::schema::ClassTables;
@@ -71,6 +72,22 @@ fn methods(tables: &ClassTables) -> String {
     text
 }
 
+fn faults() -> String {
+    let mut text = "| kind | takes | what happens |\n|---|---|---|\n".to_owned();
+    for kind in fault_kinds() {
+        let takes: Vec<String> = kind.takes.iter().map(|it| format!("--{it}")).collect();
+        writeln!(
+            text,
+            "| {} | {} | {} |",
+            kind.kind,
+            takes.join(" "),
+            kind.help
+        )
+        .expect("text");
+    }
+    text
+}
+
 fn replaced(text: &str, mark: &str, table: &str) -> String {
     let (open, close) = (format!("<!-- {mark} -->\n"), format!("<!-- /{mark} -->"));
     let (before, rest) = text.split_once(&open).expect("the mark opens");
@@ -79,12 +96,13 @@ fn replaced(text: &str, mark: &str, table: &str) -> String {
 }
 
 #[test]
-fn the_document_says_which_classes_and_methods_are_modelled() {
+fn the_document_says_which_classes_methods_and_faults_there_are() {
     let tables = ClassTables::load(WindowsGeneration::Server2025).expect("tables");
     let path = document();
     let text = std::fs::read_to_string(&path).expect("docs/LAB.md");
     let wanted = replaced(&text, "classes", &classes(&tables));
     let wanted = replaced(&wanted, "methods", &methods(&tables));
+    let wanted = replaced(&wanted, "faults", &faults());
     if std::env::var_os("HIKAE_WRITE_TABLES").is_some() {
         std::fs::write(&path, &wanted).expect("write docs/LAB.md");
     }

@@ -1,5 +1,6 @@
 //! Tests of the lab.
 
+mod control;
 mod estate;
 mod lab_document;
 mod provider;

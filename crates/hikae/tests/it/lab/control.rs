@@ -247,7 +247,7 @@ fn disasters_of_nodes_and_volumes_are_seen_and_end() {
     let status = done(&site, &["status"]);
     assert_eq!(named(&status["hosts"], "NODE1")["state"], "down");
     assert_eq!(vm(&site, "sql")["node"], "NODE2");
-    let list = site.run(["vm", "list"]).expect(1).json();
+    let list = site.run(["vm", "list"]).expect(3).json();
     let sql = named(&list["machines"], "sql");
     assert_eq!(
         sql["node"].as_str().map(str::to_uppercase).as_deref(),
@@ -401,6 +401,12 @@ fn bytes_tell_what_a_guest_was_doing() {
     .expect(3);
     assert_eq!(wrong.json()["consistency"], "inconsistent");
     ask(&site, &["guest", "sql", "examine", text(sql[0])]).expect(1);
+    let swapped = ask(
+        &site,
+        &["guest", "sql", "examine", text(sql[1]), text(sql[0])],
+    )
+    .expect(3);
+    assert_eq!(swapped.json()["consistency"], "empty");
     done(&site, &["guest", "sql", "start"]);
 
     // A production checkpoint: Windows finishes what is open, Linux freezes its file system; a liar does neither.
