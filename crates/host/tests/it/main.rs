@@ -14,6 +14,7 @@ mod fake_definition;
 mod files;
 mod inventory;
 mod journal;
+mod kvm;
 mod limits;
 mod operations;
 mod recovery;
