@@ -24,7 +24,10 @@ pub use lab::{
 };
 pub use names::{DiffFilesArgs, FindArgs, HistoryArgs};
 pub use serve::{ServeArgs, ServeImageArgs, ServeVersionArgs};
-pub use vm::{CheckpointKindArg, VmCheckpointVerb, VmPlaceArgs, VmVerb};
+pub use vm::{
+    CheckpointKindArg, ConsistencyArg, RestoreTo, VmBackupArgs, VmCheckpointVerb, VmLeftoversArgs,
+    VmPlaceArgs, VmRestoreArgs, VmVerb,
+};
 
 const RECOVER_HELP: &str = "Bring a deleted file back:
   hikae disk extract NAME PATH --last-present --to DIR   from the newest version that has it

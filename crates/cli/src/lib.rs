@@ -10,6 +10,7 @@
 //! typed, calls one job, and prints its report.
 
 mod args;
+mod audit;
 mod debug;
 mod diagnosis;
 mod disk;
