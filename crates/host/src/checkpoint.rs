@@ -58,7 +58,7 @@ pub struct FrozenDisk {
     pub slot: DiskSlot,
     /// The host's name for the disk in the machine's own configuration (not the checkpoint's), by which runs are compared.
     pub device: DeviceId,
-    /// The frozen image: the top of a chain that does not change while the checkpoint exists.
+    /// The frozen image: the top of a chain that does not change while the checkpoint exists (KVM: the URI of an export).
     pub path: HostPath,
     /// Kind of the image.
     pub image: ImageKind,

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use super::steps::Steps;
 
 /// Longest wait for an agent that runs to say that it does.
-const SYNC: Duration = Duration::from_secs(5);
+const SYNC: Duration = Duration::from_secs(10);
 /// Longest wait for what it was asked.
 const ANSWER: Duration = Duration::from_secs(20);
 const MAX_ANSWER_BYTES: usize = 4 << 20;

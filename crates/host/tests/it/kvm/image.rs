@@ -181,6 +181,7 @@ fn lay_out_root(root: &Path, busybox: &[u8], agent: &Path) {
 /// The libraries that a program asks for, as this system has them.
 fn libraries(program: &Path) -> Vec<PathBuf> {
     let text = tool("ldd", [program.as_os_str()]);
+    assert!(!text.contains("not found"), "{}: {text}", program.display());
     text.lines()
         .flat_map(|line| line.split_whitespace())
         .filter(|word| word.starts_with('/'))

@@ -156,9 +156,11 @@ fn assert_covers(changes: &[ChangedRanges], old: &[Vec<u8>], new: &[Vec<u8>]) {
 }
 
 fn settle(guest: &QemuGuest, made: &Checkpoint, custody: &Custody) -> Settled {
+    let begin = Instant::now();
     let settled = guest
         .settle(made, custody, &CancelToken::new())
         .expect("a point");
+    println!("settled: {:?}", begin.elapsed());
     assert_eq!(settled.tokens.len(), made.disks.len());
     let again = guest.open(&made.reference, &CancelToken::new());
     assert_eq!(again.map_err(|it| it.kind()), Err(ErrorKind::NotFound));
