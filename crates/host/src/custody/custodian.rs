@@ -678,9 +678,10 @@ impl<'a> Custodian<'a> {
                 closing = Closing::Removed;
             }
             (HeldKind::Freeze, _) => {
-                if self.host.thaw(machine.id, cancel)? == Presence::Removed {
-                    closing = Closing::Removed;
-                }
+                closing = match self.host.thaw(machine.id, cancel)? {
+                    Presence::Removed => Closing::Removed,
+                    Presence::Absent => Closing::Gone,
+                };
             }
             (HeldKind::TrackingPoint, Some(id)) => {
                 let point = TrackingPointRef {
