@@ -257,6 +257,15 @@ impl DiskReads for HyperV {
             Ok(disk) => return Ok(std::sync::Arc::new(disk)),
             Err(error) => error,
         };
+        // A frozen file on a shared volume may be read on the node alone that owns the volume.
+        if let Some(owner) = super::cluster::volume_owner(&node, &disk.path)
+            && owner != *node.name()
+            && let Ok(owner) = self.node(&owner)
+            && let Ok(disk) =
+                crate::access::ChainDisk::open(owner.files(), owner.name(), &disk.path)
+        {
+            return Ok(std::sync::Arc::new(disk));
+        }
         // The machine's files may have been moved while the checkpoint exists.
         let now = self.reopen(reference, cancel)?;
         let moved = now

@@ -35,6 +35,10 @@ const VM_TYPE: &str = "Virtual Machine";
 const OFFLINE_SAVES: u64 = 1;
 /// Codes by which a host says that it has no such namespace: it is in no cluster.
 const NO_NAMESPACE: [u32; 2] = [0x8004_100E, 2_150_858_778];
+/// More resources of one machine are not looked into.
+const MOST_ROLES: usize = 4;
+/// More nodes than a cluster can have are a lie.
+const MOST_NODES: usize = 256;
 /// "Overlapped I/O is in progress": begun, and to be watched.
 const IO_PENDING: u32 = 997;
 const IO_PENDING_HRESULT: u32 = 0x8007_03E5;
@@ -143,7 +147,8 @@ impl ClusterView {
             let by_name = format!("Name = {}", quoted(&format!("{VM_TYPE} {machine}")));
             found = node.rows(Realm::Clustering, RESOURCE, Some(&by_name))?;
         }
-        for row in &found {
+        // A machine has one. Each costs a question, so that a host does not choose how many are asked.
+        for row in found.iter().take(MOST_ROLES) {
             let Some(group) = text(row, "OwnerGroup") else {
                 continue;
             };
@@ -200,7 +205,8 @@ impl ClusterView {
     /// Nodes that own roles whose machine is not told.
     fn unnamed_owners(&self) -> BTreeSet<NodeName> {
         let unnamed = self.unnamed.values().flatten();
-        unnamed.map(|role| role.owner.clone()).collect()
+        let owners = unnamed.map(|role| &role.owner);
+        owners.filter(|it| self.has_node(it)).cloned().collect()
     }
 
     /// Tells roles by their machines' names, as the node that owns them knows those. Who shares his name on that node gets none.
@@ -234,6 +240,7 @@ fn nodes_of(node: &Node) -> Result<Vec<ClusterNode>> {
     let rows = node.rows(Realm::Clustering, "MSCluster_Node", None)?;
     Ok(rows
         .iter()
+        .take(MOST_NODES)
         .filter_map(|row| {
             Some(ClusterNode {
                 name: NodeName::new(text(row, "Name")?).ok()?,
@@ -249,6 +256,13 @@ fn nodes_of(node: &Node) -> Result<Vec<ClusterNode>> {
             })
         })
         .collect())
+}
+
+/// The node that owns the shared volume of a path, if that is on one and its owner is told.
+pub(super) fn volume_owner(node: &Node, path: &HostPath) -> Option<NodeName> {
+    let volumes = volumes_of(node).ok()?;
+    let volume = volumes.into_iter().find(|it| path.is_below(&it.path))?;
+    volume.owner
 }
 
 fn volumes_of(node: &Node) -> Result<Vec<SharedVolume>> {

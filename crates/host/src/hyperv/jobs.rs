@@ -6,16 +6,18 @@
 //!        │                   ├─────► Terminated, Killed, Exception (8, 9, 10) ─► error with the job's own words
 //!        │                   ├─────► not found ─► Ended::Vanished: judge by the effect
 //!        │                   └─────► too long, or cancelled ─► asked to end, error
-//!        ├─► 4096 without a job ──► Ended::Vanished
+//!        ├─► 4096 without a job ──► whatever runs on the node now is over ─► Ended::Vanished
 //!        └─► anything else ──► error by the service's list of return values
 //! ```
 
+use std::collections::HashSet;
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use wsman::cim::{CimInstance, CimPath, CimValue};
 
 use super::HyperV;
-use super::node::{Node, return_error};
+use super::node::{Node, Realm, return_error};
 use crate::clock::CancelToken;
 use crate::error::HostCode;
 use crate::{Error, ErrorKind, Result};
@@ -69,7 +71,10 @@ impl HyperV {
                     let certainty = self.wait(node, &job, &place, cancel)?;
                     (Some(job), certainty)
                 }
-                Ok(None) => (None, Certainty::Vanished),
+                Ok(None) => {
+                    self.wait_unnamed(node, &place, cancel)?;
+                    (None, Certainty::Vanished)
+                }
                 Err(error) => return Err(super::cim::told(error, place)),
             },
             other => return Err(return_error(other, place)),
@@ -102,6 +107,24 @@ impl HyperV {
             ));
         }
         Ok(ended)
+    }
+
+    /// Waits for a job that nobody named: until every job that the node runs now is over, or longer than a busy machine is waited
+    /// for. How it ended is seen by its effect.
+    fn wait_unnamed(&self, node: &Node, place: &str, cancel: &CancelToken) -> Result<()> {
+        let Ok(first) = running_on(node) else {
+            return Ok(());
+        };
+        self.poll(self.options.busy_timeout, place, cancel, || {
+            let is_over = match running_on(node) {
+                Ok(now) => first.is_disjoint(&now),
+                // Not to be seen is not to be over.
+                Err(error) if is_passing(&error) => false,
+                Err(_) => true,
+            };
+            Ok(is_over.then_some(()))
+        })
+        .map(drop)
     }
 
     pub(super) fn wait(
@@ -168,6 +191,19 @@ impl HyperV {
             pause = pause.saturating_mul(2).min(self.options.poll_most);
         }
     }
+}
+
+/// Jobs of a node that are not over, by their ids.
+fn running_on(node: &Node) -> Result<HashSet<String>> {
+    /// New, starting, running, suspended, shutting down.
+    const NOT_OVER: RangeInclusive<u32> = 2..=6;
+    let rows = node.rows(Realm::Virtualization, "Msvm_ConcreteJob", None)?;
+    let running = rows
+        .iter()
+        .filter(|row| row.u32("JobState").is_ok_and(|it| NOT_OVER.contains(&it)));
+    Ok(running
+        .filter_map(|row| row.text_ref("InstanceID").map(str::to_owned))
+        .collect())
 }
 
 /// Whether looking again may help.

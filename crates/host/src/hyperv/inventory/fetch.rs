@@ -1,6 +1,6 @@
 //! The rows of a node, class by class.
 
-use wsman::cim::CimInstance;
+use wsman::cim::{CimInstance, CimValue};
 
 use super::super::names::{
     CONNECTION, EXCHANGE, EXCHANGE_SETTING, REFERENCE_POINT, RESOURCE, SETTINGS, STORAGE,
@@ -58,17 +58,69 @@ pub(super) struct Rows {
     pub problems: Vec<Error>,
 }
 
+/// What the rows of one node may weigh in memory: some twenty classes of as many machines as a host can have.
+const MOST_BYTES: usize = 512 << 20;
+
+/// What may still come from a node.
+struct Budget {
+    left_bytes: usize,
+}
+
+impl Budget {
+    /// Takes rows in.
+    fn take(&mut self, node: &Node, rows: Vec<CimInstance>) -> Result<Vec<CimInstance>> {
+        for row in &rows {
+            self.left_bytes = self
+                .left_bytes
+                .checked_sub(weight(row))
+                .ok_or_else(|| too_much(node))?;
+        }
+        Ok(rows)
+    }
+}
+
+fn too_much(node: &Node) -> Error {
+    let what = format!(
+        "{} tells more than {} MiB of its machines",
+        node.name(),
+        MOST_BYTES >> 20
+    );
+    Error::new(ErrorKind::Protocol, what)
+}
+
+/// About what a row takes in memory. What lies within others was bounded when it was read.
+fn weight(row: &CimInstance) -> usize {
+    /// A name, a value, and their places in the map.
+    const EACH: usize = 96;
+    let each = |value: &CimValue| match value {
+        CimValue::Text(text) => text.len(),
+        CimValue::Array(values) => values.len().saturating_mul(EACH),
+        _ => EACH,
+    };
+    let properties = row.properties.iter();
+    properties
+        .map(|(name, value)| EACH + name.len() + each(value))
+        .fold(EACH, usize::saturating_add)
+}
+
 pub(super) fn fetch(node: &Node, scope: Scope) -> Result<Rows> {
+    let mut budget = Budget {
+        left_bytes: MOST_BYTES,
+    };
+    let mut ask = |class: &str, key: Key| -> Result<Vec<CimInstance>> {
+        let rows = ask(node, class, key, scope)?;
+        budget.take(node, rows)
+    };
     // Without these nothing could be said of a machine's data, and silence would read as "no disks".
     let mut rows = Rows {
-        systems: ask(node, SYSTEM, Key::Name, scope)?,
-        settings: ask(node, SETTINGS, Key::System, scope)?,
-        storage: ask(node, STORAGE, Key::Prefix, scope)?,
-        resources: ask(node, RESOURCE, Key::Prefix, scope)?,
+        systems: ask(SYSTEM, Key::Name)?,
+        settings: ask(SETTINGS, Key::System)?,
+        storage: ask(STORAGE, Key::Prefix)?,
+        resources: ask(RESOURCE, Key::Prefix)?,
         ..Rows::default()
     };
     let mut problems = Vec::new();
-    let mut more = |class: &str, key: Key| match ask(node, class, key, scope) {
+    let mut more = |class: &str, key: Key| match ask(class, key) {
         Ok(found) => Some(found),
         // A class that this generation does not have.
         Err(error) if is_no_class(&error) => None,

@@ -1,6 +1,6 @@
 //! What a checkpoint holds: frozen images, configuration files, and what is not in it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use block::ReadAt;
 use wsman::cim::{CimInstance, CimValue, embedded};
@@ -24,6 +24,8 @@ use crate::{Error, ErrorKind, Result};
 
 /// How often the settings of an image are asked for.
 const ANSWERS: usize = 3;
+/// More disks than a machine can have places for are a lie.
+const MOST_DISKS: usize = 512;
 
 impl HyperV {
     /// The checkpoint as it is now.
@@ -288,7 +290,26 @@ fn frozen_disks(media: &[CimInstance], owner: VmId, machine: &VmFacts) -> Result
         });
     }
     disks.sort_by_key(|disk| disk.slot);
+    check_disks(&disks)?;
     Ok(disks)
+}
+
+/// Each disk costs questions, so that a host does not choose how many there are.
+fn check_disks(disks: &[FrozenDisk]) -> Result<()> {
+    if disks.len() > MOST_DISKS {
+        return Err(Error::new(
+            ErrorKind::Protocol,
+            format!("{} disks in one checkpoint", disks.len()),
+        ));
+    }
+    let mut known = HashSet::new();
+    match disks.iter().find(|disk| !known.insert(&disk.device)) {
+        None => Ok(()),
+        Some(twice) => Err(Error::new(
+            ErrorKind::Protocol,
+            format!("the host tells disk {} of a checkpoint twice", twice.device),
+        )),
+    }
 }
 
 /// The machine's own name for a disk that a checkpoint names by its own.
