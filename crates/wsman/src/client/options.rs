@@ -28,8 +28,8 @@ impl Default for ClientLimits {
     fn default() -> Self {
         Self {
             answer_max_bytes: 4 << 20,
-            items_max: 500_000,
-            enumeration_max_bytes: 256 << 20,
+            items_max: 250_000,
+            enumeration_max_bytes: 64 << 20,
             empty_pulls_max: 20,
             enumeration_timeout: Duration::from_secs(600),
             xml: XmlLimits::default(),
