@@ -10,10 +10,11 @@
 //! | [`reader`] | `tools/read_repository.py` reads the same bytes without Hikae |
 //! | [`bucket`] | the same repository over S3 |
 //! | [`stop`] | what is told to stop by Ctrl-C or SIGTERM leaves no lease and is simply run again |
+//! | [`estate`] | the driver for Hyper-V and the lab's estate understand each other, whatever is odd, unknown or hostile |
 //! | [`extract`] | folders, tar and zip hold what was put in, as other programs see it, also after a kill |
 //! | [`hostile`] | images that lie cost little memory and time, and end with a code that means something |
-//! | [`inside`] | files of an image and of every version come out as they were put in |
 //! | [`hosts`] | hosts over HTTPS: certificates believed or not and why, logins by certificate, what is refused |
+//! | [`inside`] | files of an image and of every version come out as they were put in |
 //! | [`lab`] | simulated Hyper-V hosts are served, written down, and asked about their machines |
 //! | [`unneeded`] | what `--skip-unneeded` leaves out harms no file system and no file |
 //! | [`serve`] | other programs read versions and images, over NBD and as files |
@@ -27,12 +28,13 @@ mod btrfs;
 mod bucket;
 mod crash;
 mod disk;
+mod estate;
 mod extract;
 mod fence;
 mod hostile;
+mod hosts;
 mod inside;
 mod kill;
-mod hosts;
 mod lab;
 mod names;
 mod read_only;
