@@ -7,8 +7,11 @@ use host::ErrorKind;
 use host::access::{AccessByNode, LocalPaths, NoFiles, NodeFiles};
 use host::boundary::{EntryKind, HostFiles};
 use host::checkpoint::Presence;
+use host::hyperv::HyperVOptions;
 use host::ids::NodeName;
 use host::path::HostPath;
+
+use super::fake::FakeEstate;
 
 fn path(text: &str) -> HostPath {
     HostPath::new(text).expect("a path")
@@ -26,6 +29,7 @@ pub fn check_writing(files: &dyn NodeFiles, node: &NodeName, root: &HostPath) {
     let at = |relative: &str| root.join(relative).expect("a path");
     let folder = at("New\\Virtual Hard Disks");
     files.create_folder(node, &folder).expect("made");
+    as_a_model(files, node, &at("New\\model.bin"));
     files
         .create_folder(node, &at("NEW"))
         .expect("there, in another case");
@@ -99,6 +103,68 @@ pub fn check_writing(files: &dyn NodeFiles, node: &NodeName, root: &HostPath) {
     assert_eq!(kind(files.create_file(node, &climbing)), ErrorKind::Invalid);
     let long = at(&format!("New\\{}", "x".repeat(256)));
     assert_eq!(kind(files.create_file(node, &long)), ErrorKind::Invalid);
+}
+
+/// Writes that overlap, reads between them, sizes and zeros: as a vector of bytes would have it.
+fn as_a_model(files: &dyn NodeFiles, node: &NodeName, place: &HostPath) {
+    const MOST: u64 = 3 << 20;
+    let file = files.create_file(node, place).expect("made");
+    let mut model: Vec<u8> = Vec::new();
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut draw = |below: u64| {
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1);
+        (state >> 33) % below
+    };
+    let size = |bytes: u64| usize::try_from(bytes).expect("small");
+    for round in 0..400_u64 {
+        let offset = draw(MOST);
+        let length = draw(if round % 7 == 0 { 1 << 20 } else { 70_000 });
+        let end = offset + length;
+        match draw(10) {
+            0 => {
+                file.set_size(offset).expect("resized");
+                model.resize(size(offset), 0);
+            }
+            1 => {
+                file.zero_range(offset, length).expect("zeroed");
+                if length > 0 {
+                    model.resize(model.len().max(size(end)), 0);
+                    model[size(offset)..size(end)].fill(0);
+                }
+            }
+            2 => file.flush().expect("durable"),
+            3 | 4 => {
+                let length = length.min((model.len() as u64).saturating_sub(offset));
+                let mut read = vec![1; size(length)];
+                file.read_at(offset.min(model.len() as u64), &mut read)
+                    .expect("read");
+                let start = size(offset).min(model.len());
+                assert!(read == model[start..start + read.len()], "round {round}");
+            }
+            _ => {
+                let bytes = vec![u8::try_from(round % 251).expect("small") + 1; size(length)];
+                file.write_at(offset, &bytes).expect("written");
+                if length > 0 {
+                    model.resize(model.len().max(size(end)), 0);
+                    model[size(offset)..size(end)].copy_from_slice(&bytes);
+                }
+            }
+        }
+        assert_eq!(file.size_bytes(), model.len() as u64, "round {round}");
+    }
+    file.flush().expect("durable");
+    drop(file);
+    let file = files.open(node, place).expect("opened").expect("there");
+    let mut read = vec![0; model.len()];
+    file.read_at(0, &mut read).expect("read");
+    assert!(read == model, "at the end");
+    drop(file);
+    assert_eq!(
+        files.remove(node, place).expect("removed"),
+        Presence::Removed
+    );
 }
 
 /// Eight pieces of a mebibyte and a bit, each its number, from as many threads; and read back.
@@ -341,4 +407,30 @@ fn names_that_windows_does_not_take_are_told() {
     ] {
         assert_eq!(kind(path(bad).check_new()), ErrorKind::Invalid, "{bad}");
     }
+}
+
+#[test]
+fn the_driver_hands_files_to_the_way_of_their_node() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let local = LocalPaths::new().with_root(path("D:\\"), folder.path());
+    let estate = FakeEstate::new(&["hv01"]);
+    let driver = estate.driver_with(HyperVOptions::default(), Arc::new(local));
+    let place = path("D:\\restored\\a.vhdx");
+    driver
+        .create_folder(&node(), &path("D:\\restored"))
+        .expect("made");
+    let file = driver.create_file(&node(), &place).expect("made");
+    file.write_at(0, b"bytes").expect("written");
+    file.flush().expect("durable");
+    let written = std::fs::read(folder.path().join("restored/a.vhdx"));
+    assert_eq!(written.expect("there"), b"bytes");
+    let other = NodeName::new("hv02").expect("a name");
+    assert_eq!(
+        kind(driver.create_file(&other, &place)),
+        ErrorKind::Unreachable
+    );
+    assert_eq!(
+        kind(estate.driver().create_file(&node(), &place)),
+        ErrorKind::Unsupported
+    );
 }

@@ -368,3 +368,26 @@ fn an_image_is_made_on_a_share_and_a_lost_server_is_never_hidden() {
         .expect("qemu-img");
     assert!(checked.status.success(), "{checked:?}");
 }
+
+#[test]
+fn a_server_that_says_nothing_ends_in_time() {
+    let silent = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let mut options = SmbOptions::new(SmbAccount {
+        user: "u".to_owned(),
+        password: "p".to_owned(),
+    });
+    options.port = silent.local_addr().expect("an address").port();
+    options.timeout = Duration::from_millis(300);
+    let access = SmbAccess::new(options).expect("an access");
+    let begun = std::time::Instant::now();
+    let place = path("D:\\a.bin");
+    let kinds = [
+        access.create_file(&node(), &place).err(),
+        access.list(&node(), &path("D:\\")).err(),
+        access.rename(&node(), &place, &path("D:\\b.bin")).err(),
+        access.free_bytes(&node(), &path("D:\\")).err(),
+    ]
+    .map(|error| error.expect("nobody answered").kind());
+    assert_eq!(kinds, [ErrorKind::TimedOut; 4]);
+    assert!(begun.elapsed() < Duration::from_secs(20));
+}

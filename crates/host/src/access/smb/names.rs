@@ -119,6 +119,7 @@ pub(super) fn told(error: smb::Error, context: String) -> Error {
         smb::Error::NegotiationError(_)
         | smb::Error::SspiError(_)
         | smb::Error::MissingPermissions(_) => ErrorKind::Denied,
+        smb::Error::OperationTimeout(..) => ErrorKind::TimedOut,
         smb::Error::SignatureVerificationFailed | smb::Error::InvalidMessage(_) => {
             ErrorKind::Protocol
         }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   write_at ─► pieces of 1 MiB ─► wait until none overlaps and few are under way ─► task ─► landed │ failed
-//!   read_at  ─► wait for what overlaps ─► a handle of its own for reading                      │        │
+//!   read_at  ─► wait for all ─► a handle of its own for reading                                │        │
 //!   flush    ─► wait for all ─► the server's own flush ─► durable                          counted   kept: every later call
 //! ```
 //!
@@ -272,9 +272,13 @@ impl SmbWriter {
         state.failure.get_or_insert((error.kind(), text));
     }
 
-    /// Waits until all writes have landed.
+    /// Waits until all writes have landed that were asked for by now; not for those of others that follow.
     fn settle(&self) -> Result<()> {
-        let state = self.flight.wait_while(|state| !state.under_way.is_empty());
+        let behind = self.flight.locked().next_number;
+        let state = self.flight.wait_while(|state| {
+            let mut numbers = state.under_way.iter().map(|(number, _, _)| *number);
+            numbers.any(|number| number < behind)
+        });
         self.check(&state)
     }
 
@@ -347,6 +351,9 @@ impl SmbWriter {
             done.map_err(|error| told(error, what))
         })?;
         self.size_bytes.store(size_bytes, Ordering::Release);
+        // It knows the old size.
+        let reader = self.reader.lock();
+        drop(reader.unwrap_or_else(PoisonError::into_inner).take());
         Ok(())
     }
 
@@ -426,12 +433,8 @@ impl ReadAt for SmbWriter {
             ));
         };
         let context = || self.what("reading");
-        let state = self
-            .flight
-            .wait_while(|state| state.failure.is_none() && state.overlaps(offset, end));
-        self.check(&state)
-            .map_err(|error| below(error, context()))?;
-        drop(state);
+        // All of them, since one behind the range may be what the file's length rests on.
+        self.settle().map_err(|error| below(error, context()))?;
         let reader = self.reader(end).map_err(|error| below(error, context()))?;
         reader.read_at(offset, buffer)
     }
@@ -448,6 +451,9 @@ impl WriteAt for SmbWriter {
                 format!("{} bytes at {offset} of {}", buffer.len(), self.path),
             ));
         };
+        if buffer.is_empty() {
+            return Ok(());
+        }
         self.write_range(offset, buffer)
             .map_err(|error| below(error, self.what("writing")))?;
         self.size_bytes.fetch_max(end, Ordering::AcqRel);
