@@ -69,7 +69,7 @@ impl Arguments {
 
 #[derive(Debug, Subcommand)]
 pub enum Noun {
-    /// See it work: protect a small sample disk, change it, come back to both versions, prove them
+    /// See it work, on a simulated estate: protect four machines, move one, protect what changed, bring one back, prove it
     Quickstart(QuickstartArgs),
     /// Repositories: make, verify, clean, copy, repair, keys
     Repo {
@@ -116,9 +116,12 @@ pub struct QuickstartArgs {
     /// Where to work; a new folder under the system's temporary directory when not given
     #[arg(long, value_name = "DIR")]
     pub dir: Option<PathBuf>,
-    /// Leave the sample and the repository in place
+    /// Leave everything in place
     #[arg(long)]
     pub keep: bool,
+    /// On one sample disk alone, without a lab
+    #[arg(long)]
+    pub disk: bool,
 }
 
 /// Which repository, and how to open it.

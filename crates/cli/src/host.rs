@@ -7,7 +7,7 @@
 mod check;
 pub mod connect;
 mod files;
-mod registry;
+pub mod registry;
 mod show;
 
 use anyhow::Context;

@@ -6,7 +6,7 @@
 mod backup;
 mod checkpoint;
 mod coverage;
-mod custody;
+pub mod custody;
 mod eligibility;
 mod leftovers;
 mod list;

@@ -40,10 +40,15 @@ impl Keeping {
         let folder = state_folder()?
             .join("custody")
             .join(repository.id().to_string());
-        let journals = JournalFolder::open(&folder)?;
+        Self::at(&folder)
+    }
+
+    /// In a folder of its own.
+    pub fn at(folder: &Path) -> anyhow::Result<Self> {
+        let journals = JournalFolder::open(folder)?;
         let ids = connect::ids()?;
         Ok(Self {
-            owner: owner(&folder, &ids)?,
+            owner: owner(folder, &ids)?,
             journals,
             clock: SystemClock::new(),
             ids,

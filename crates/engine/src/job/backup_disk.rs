@@ -675,20 +675,27 @@ pub(super) fn counters(
     blobs: &repo::BlobStats,
     left_out_bytes: u64,
 ) -> BTreeMap<String, u64> {
-    [
+    let read = [
         ("read_bytes", stats.read_bytes),
         ("hashed_bytes", stats.hashed_bytes),
         ("known_zero_bytes", stats.known_zero_bytes),
         ("sent_blocks", stats.sent_blocks),
-        ("stored_blocks", blobs.blocks_stored),
-        ("stored_bytes", blobs.stored_bytes),
         ("audited_blocks", stats.audited_blocks),
         ("lies", stats.lies),
         ("left_out_bytes", left_out_bytes),
+    ];
+    let read = read
+        .into_iter()
+        .map(|(name, count)| (name.to_owned(), count));
+    read.chain(stored_counters(blobs)).collect()
+}
+
+/// What it cost in the store.
+pub(super) fn stored_counters(blobs: &repo::BlobStats) -> [(String, u64); 2] {
+    [
+        ("stored_blocks".to_owned(), blobs.blocks_stored),
+        ("stored_bytes".to_owned(), blobs.stored_bytes),
     ]
-    .into_iter()
-    .map(|(name, count)| (name.to_owned(), count))
-    .collect()
 }
 
 /// Backs up an image as the first version of a name, so that only what differs from it is new afterwards: for a copy of

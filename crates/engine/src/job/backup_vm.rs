@@ -40,7 +40,7 @@ use serde::Serialize;
 pub use self::moved::{DiskReport, SourceRead};
 pub use self::record::{ConfigurationRecord, DiskRecord, MachineRecord, NicRecord, RoleRecord};
 
-use super::backup_disk::{BackupRequest, move_disk};
+use super::backup_disk::{BackupRequest, move_disk, stored_counters};
 use super::{JobContext, Steps};
 use crate::transfer::{CheckpointEvery, Tracking, explained};
 use crate::{Error, ErrorKind, Result};
@@ -404,13 +404,15 @@ impl<'a> Job<'a> {
             }
         };
         let Gathered {
-            draft,
+            mut draft,
             record,
             mut report,
         } = gathered;
         let point = steps.step("commit", &name, || {
             session.blobs().flush()?;
-            report.stored_bytes = session.blobs().stats().stored_bytes;
+            let stored = session.blobs().stats();
+            report.stored_bytes = stored.stored_bytes;
+            draft.counters.extend(stored_counters(&stored));
             Ok(session.commit(draft)?)
         })?;
         report.sequence = point.sequence;

@@ -44,7 +44,11 @@ pub(super) fn take_out<'a>(
             Ok(host.stop(vm, StopMode::TurnOff, cancel)?)
         })?;
     }
-    steps.step("drop tracking", &shown, || drop_tracking(job, now))?;
+    steps.step("drop tracking", &shown, || {
+        drop_tracking(job, now)?;
+        host.watch_merge(vm, cancel)?;
+        Ok(())
+    })?;
     let undo = undo_folder(plan)?;
     steps.step("export", &shown, || {
         clear(job, &now.node, &undo)?;
@@ -71,7 +75,11 @@ pub(super) fn take_out<'a>(
             Err(error) => Err(error),
         })
     });
-    steps.step("take out", &shown, || Ok(host.unregister(vm, cancel)?))
+    steps.step("take out", &shown, || {
+        // A host keeps a machine whose disks are being merged.
+        host.watch_merge(vm, cancel)?;
+        Ok(host.unregister(vm, cancel)?)
+    })
 }
 
 /// What an interrupted run has left where the export goes.
