@@ -93,8 +93,10 @@ fn text(
     } else {
         Detail::Names
     };
+    let mut lines = Lines::new(what);
     let damage = list(place, depth, detail, cancel, |file| {
-        printer.add(&line(&file, what))
+        lines.add(&file, &mut printer.text);
+        printer.flush_full()
     })?;
     printer.flush()?;
     for damage in &damage {
@@ -157,6 +159,11 @@ struct Printer {
 impl Printer {
     fn add(&mut self, text: &str) -> engine::Result<()> {
         self.text.push_str(text);
+        self.flush_full()
+    }
+
+    /// Prints what was gathered, once it is enough.
+    fn flush_full(&mut self) -> engine::Result<()> {
         if self.text.len() >= PRINTED_BYTES {
             self.flush()?;
         }
@@ -207,61 +214,135 @@ fn file_report(file: &ListedFile) -> FileReport {
         group: owner.map(|owner| owner.group),
         windows_attributes: metadata.and_then(|metadata| metadata.windows_attributes),
         link_target: file.link_target.as_ref().map(ToString::to_string),
-        obstacle: match &file.metadata {
-            Some(Ok(metadata)) => metadata.obstacle.clone(),
-            Some(Err(error)) => Some(error.clone()),
-            None => None,
-        },
+        obstacle: obstacle(file).map(str::to_owned),
     }
 }
 
-fn line(file: &ListedFile, what: &LsArgs) -> String {
-    let mut name = if what.recursive {
-        file.display_path()
-    } else {
-        file.display_name()
-    };
-    name = printable(name);
-    if file.kind == Some(FileKind::Directory) && !name.ends_with('/') {
-        name.push('/');
-    }
-    if !what.long {
-        name.push('\n');
-        return name;
-    }
-    if let Some(target) = &file.link_target {
-        name.push_str(&format!(" -> {}", printable(target.to_string())));
-    }
-    let report = file_report(file);
-    if let Some(obstacle) = &report.obstacle {
-        name.push_str(&format!("  ({})", printable(obstacle.clone())));
-    }
-    let rights = match (report.mode, report.user, report.group) {
-        (Some(mode), Some(user), Some(group)) => format!("{mode} {user:>5} {group:>5}"),
-        _ => report
-            .windows_attributes
-            .map_or(String::new(), attribute_letters),
-    };
-    let modified = report.modified.unwrap_or_default();
-    format!(
-        "{:<6} {rights:<16} {:>15} {modified:<19} {name}\n",
-        report.kind, report.size_bytes
-    )
+/// Lines of a listing as text.
+struct Lines<'a> {
+    what: &'a LsArgs,
+    /// A second, and how it is told: neighbours were often made together.
+    second: Option<(i64, String)>,
 }
 
-/// A terminal is not to be commanded by what a stranger calls a file.
-fn printable(text: String) -> String {
-    if !text.chars().any(char::is_control) {
-        return text;
+impl<'a> Lines<'a> {
+    fn new(what: &'a LsArgs) -> Self {
+        Self { what, second: None }
     }
-    text.chars()
+
+    fn add(&mut self, file: &ListedFile, text: &mut String) {
+        if self.what.long {
+            self.add_facts(file, text);
+        }
+        let begin = text.len();
+        if self.what.recursive {
+            file.add_path_to(text);
+        } else {
+            text.push_str(&file.display_name());
+        }
+        make_printable(text, begin);
+        if file.kind == Some(FileKind::Directory) && !text.ends_with('/') {
+            text.push('/');
+        }
+        if self.what.long {
+            let more = text.len();
+            if let Some(target) = &file.link_target {
+                text.push_str(" -> ");
+                text.push_str(&target.to_string());
+            }
+            if let Some(obstacle) = obstacle(file) {
+                text.push_str("  (");
+                text.push_str(obstacle);
+                text.push(')');
+            }
+            make_printable(text, more);
+        }
+        text.push('\n');
+    }
+
+    /// What stands before the name.
+    fn add_facts(&mut self, file: &ListedFile, text: &mut String) {
+        let metadata = file.known();
+        add_padded(text, kind_word(file), 7);
+        let begin = text.len();
+        if let Some(owner) = file.owner() {
+            let mode = u32::from(owner.mode);
+            text.extend([9, 6, 3, 0].map(|bits| digit(mode >> bits & 7)));
+            text.push(' ');
+            add_number(text, owner.user.into(), 5);
+            text.push(' ');
+            add_number(text, owner.group.into(), 5);
+        } else if let Some(attributes) = metadata.and_then(|it| it.windows_attributes) {
+            text.push_str(&attribute_letters(attributes));
+        }
+        let rights = text.len().saturating_sub(begin);
+        text.extend(std::iter::repeat_n(
+            ' ',
+            17_usize.saturating_sub(rights).max(1),
+        ));
+        add_number(text, metadata.map_or(0, |it| it.size_bytes), 15);
+        text.push(' ');
+        let modified = file.times().modified;
+        let told = match (modified, &mut self.second) {
+            (None, _) => "",
+            (Some(time), Some((second, told))) if *second == time.seconds => told,
+            (Some(time), kept) => &kept.insert((time.seconds, calendar(time))).1,
+        };
+        add_padded(text, told, 20);
+    }
+}
+
+fn digit(value: u32) -> char {
+    char::from_digit(value, 10).unwrap_or('?')
+}
+
+/// Text, and blanks behind it up to a width.
+fn add_padded(text: &mut String, word: &str, width: usize) {
+    text.push_str(word);
+    let blanks = width.saturating_sub(word.len()).max(1);
+    text.extend(std::iter::repeat_n(' ', blanks));
+}
+
+/// A number, and blanks before it up to a width.
+fn add_number(text: &mut String, number: u64, width: usize) {
+    let digits = number.checked_ilog10().unwrap_or(0).saturating_add(1);
+    let blanks = width.saturating_sub(usize::try_from(digits).unwrap_or(width));
+    text.extend(std::iter::repeat_n(' ', blanks));
+    let mut unit = 10_u64.saturating_pow(digits.saturating_sub(1));
+    while unit > 0 {
+        text.push(digit(u32::try_from(number / unit % 10).unwrap_or(0)));
+        unit /= 10;
+    }
+}
+
+/// Why the contents of a file cannot be read.
+fn obstacle(file: &ListedFile) -> Option<&str> {
+    match &file.metadata {
+        Some(Ok(metadata)) => metadata.obstacle.as_deref(),
+        Some(Err(error)) => Some(error),
+        None => None,
+    }
+}
+
+/// A terminal is not to be commanded by what a stranger calls a file: what stands from `begin` on is escaped.
+fn make_printable(text: &mut String, begin: usize) {
+    let added = text.get(begin..).unwrap_or_default();
+    // Nearly every name, told at a glance.
+    let is_plain = added.bytes().all(|byte| (0x20..0x7F).contains(&byte));
+    if is_plain || !added.chars().any(char::is_control) {
+        return;
+    }
+    let escaped: String = added
+        .chars()
         .flat_map(|character| {
             let escaped = character.is_control();
             let plain = (!escaped).then_some(character);
             let code = escaped.then(|| character.escape_default());
             plain.into_iter().chain(code.into_iter().flatten())
         })
-        .collect()
+        .collect();
+    text.truncate(begin);
+    text.push_str(&escaped);
 }
 
 /// As `attrib` of Windows shows them.
@@ -281,4 +362,34 @@ fn attribute_letters(attributes: u32) -> String {
         .filter(|(bit, _)| attributes & bit != 0)
         .map(|(_, letter)| *letter)
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_and_words_stand_in_their_columns() {
+        for number in [0, 9, 10, 12_345, 99_999, 100_000, u64::MAX] {
+            for width in [0, 1, 5, 15] {
+                let mut text = String::from("x");
+                add_number(&mut text, number, width);
+                assert_eq!(text, format!("x{number:>width$}"));
+            }
+        }
+        let mut text = String::new();
+        add_padded(&mut text, "folder", 7);
+        add_padded(&mut text, "reparse-point", 7);
+        assert_eq!(text, "folder reparse-point ");
+    }
+
+    #[test]
+    fn what_commands_a_terminal_is_escaped_and_nothing_else() {
+        let mut text = String::from("\u{1b}kept");
+        make_printable(&mut text, 5);
+        assert_eq!(text, "\u{1b}kept");
+        text.push_str("a\nb\u{1b}[0m\u{9b}ä");
+        make_printable(&mut text, 5);
+        assert_eq!(text, "\u{1b}kepta\\nb\\u{1b}[0m\\u{9b}ä");
+    }
 }

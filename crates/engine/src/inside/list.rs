@@ -90,11 +90,18 @@ pub struct ListedFile {
 impl ListedFile {
     /// Its path from the root of its file system as text.
     pub fn display_path(&self) -> String {
+        let mut text = String::new();
+        self.add_path_to(&mut text);
+        text
+    }
+
+    /// Adds its path to a text.
+    pub fn add_path_to(&self, text: &mut String) {
         match &self.name {
-            None => "/".to_owned(),
+            None => text.push('/'),
             Some(name) => {
-                let name = String::from_utf8_lossy(name.as_bytes());
-                [self.folder.text.as_str(), &name].concat()
+                text.push_str(&self.folder.text);
+                text.push_str(&String::from_utf8_lossy(name.as_bytes()));
             }
         }
     }

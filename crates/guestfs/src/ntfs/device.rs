@@ -2,9 +2,9 @@
 //!
 //! Small reads (records, index blocks, compressed chunks) come through pages of 16 KiB, at most 8 MiB of them; long reads go
 //! straight to the caller's buffer. Who asks for one page behind the other (a listing, the file table from its beginning) is
-//! given eight at once from the second on; nothing else is read ahead beyond a page.
+//! given eight at once from the second on, and so are several who do so at different places; nothing else is read ahead beyond
+//! a page.
 
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use block::ReadAt;
@@ -18,12 +18,34 @@ const PAGE_BYTES: u64 = 16 << 10;
 const PAGES: usize = 256;
 /// Read at once for who goes on from page to page.
 const PAGES_AHEAD: u64 = 8;
+/// Places that somebody may go on at.
+const PLACES: usize = 8;
 
 pub(super) struct Device {
     volume: Arc<dyn ReadAt>,
     pages: Mutex<GenerationCache<u64, Arc<[u8]>>>,
-    /// The page behind the one that was read from the volume last.
-    expected: AtomicU64,
+    expected: Mutex<Expected>,
+}
+
+/// The pages behind those that were read from the volume last.
+struct Expected {
+    pages: [u64; PLACES],
+    oldest: usize,
+}
+
+impl Expected {
+    /// How many pages are read for who asks for one.
+    fn count(&mut self, number: u64) -> u64 {
+        if let Some(place) = self.pages.iter_mut().find(|page| **page == number) {
+            *place = number.saturating_add(PAGES_AHEAD);
+            return PAGES_AHEAD;
+        }
+        if let Some(place) = self.pages.get_mut(self.oldest) {
+            *place = number.saturating_add(1);
+        }
+        self.oldest = self.oldest.saturating_add(1) % PLACES;
+        1
+    }
 }
 
 impl Device {
@@ -31,7 +53,10 @@ impl Device {
         Self {
             volume,
             pages: Mutex::new(GenerationCache::new(PAGES)),
-            expected: AtomicU64::new(u64::MAX),
+            expected: Mutex::new(Expected {
+                pages: [u64::MAX; PLACES],
+                oldest: 0,
+            }),
         }
     }
 
@@ -70,10 +95,9 @@ impl Device {
         if let Some(page) = cached {
             return Ok(page);
         }
-        let count = if self.expected.load(Ordering::Relaxed) == number {
-            PAGES_AHEAD
-        } else {
-            1
+        let count = {
+            let mut expected = self.expected.lock().unwrap_or_else(PoisonError::into_inner);
+            expected.count(number)
         };
         let offset = number.saturating_mul(PAGE_BYTES);
         let left = self.size_bytes().saturating_sub(offset);
@@ -83,8 +107,6 @@ impl Device {
             bytes.truncate(length(PAGE_BYTES)?);
             self.volume.read_at(offset, &mut bytes)?;
         }
-        self.expected
-            .store(number.saturating_add(count), Ordering::Relaxed);
         let mut pages = lock();
         for (number, page) in (number..).zip(bytes.chunks(length(PAGE_BYTES)?)) {
             pages.insert(number, page.into());

@@ -11,7 +11,7 @@
 //! [`AHEAD_ENTRIES`] names, and nothing is begun while [`HELD_ENTRIES_MAX`] names are held. What reading answered is told
 //! where the folder is told, never earlier. What is given out is what the telling itself would have read.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, VecDeque, hash_map};
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -193,8 +193,8 @@ impl<'a> Ahead<'a> {
         }
         let mut is_new = false;
         for folder in folders {
-            if !state.slots.contains_key(&folder) {
-                state.slots.insert(folder, Slot::Expected);
+            if let hash_map::Entry::Vacant(slot) = state.slots.entry(folder) {
+                slot.insert(Slot::Expected);
                 state.expected.push_back(folder);
                 is_new = true;
             }
@@ -270,5 +270,181 @@ pub(super) struct Ending<'s, 'a>(pub(super) &'s Ahead<'a>);
 impl Drop for Ending<'_, '_> {
     fn drop(&mut self) {
         self.0.end();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use block::ReadAt;
+    use guestfs::filesystem::{
+        Cleanliness, FileSystemFacts, FileSystemKind, FileTimes, VolumeRange,
+    };
+
+    use super::super::{Depth, list};
+    use super::*;
+    use crate::inside::{Place, VolumeNumber};
+
+    /// Folders in folders: a folder's number says what is in it, and where damage is.
+    struct Tree(FileSystemFacts);
+
+    const DEPTH: u64 = 3;
+    const WIDE: u64 = 2 * AHEAD_ENTRIES as u64 + 77;
+
+    /// What lies in a folder: its folders, then its files.
+    fn content(folder: u64) -> (Vec<u64>, u64) {
+        let depth = (0..).find(|level| folder < 40_u64.pow(*level)).unwrap_or(9);
+        let folders = if u64::from(depth) > DEPTH {
+            Vec::new()
+        } else {
+            (1..=folder % 7 + 3).map(|it| folder * 40 + it).collect()
+        };
+        (folders, if folder == 42 { WIDE } else { folder % 50 })
+    }
+
+    impl FileSystem for Tree {
+        fn facts(&self) -> &FileSystemFacts {
+            &self.0
+        }
+
+        fn root(&self) -> FileId {
+            FileId { tree: 0, number: 1 }
+        }
+
+        fn metadata(&self, file: FileId) -> guestfs::Result<Metadata> {
+            Ok(Metadata {
+                kind: if file.tree == 0 {
+                    FileKind::Directory
+                } else {
+                    FileKind::Regular
+                },
+                size_bytes: file.number,
+                allocated_bytes: 0,
+                link_count: 1,
+                times: FileTimes::default(),
+                owner: None,
+                windows_attributes: None,
+                obstacle: None,
+            })
+        }
+
+        fn list(
+            &self,
+            directory: FileId,
+            after: DirectoryCursor,
+            visit: &mut dyn FnMut(DirectoryEntry) -> ControlFlow<()>,
+        ) -> guestfs::Result<()> {
+            let (folders, files) = content(directory.number);
+            let folders = folders.into_iter().map(|number| (0, number));
+            // From the last to the first, so that they must be sorted.
+            let all = (0..files).rev().map(|number| (1, number)).chain(folders);
+            for (next, (tree, number)) in (1..).zip(all) {
+                let entry = DirectoryEntry {
+                    name: FileName::from(format!("{number:08}-{tree}").as_str()),
+                    file: FileId { tree, number },
+                    // Some directories do not say what they hold.
+                    kind: (number % 3 > 0).then_some(if tree == 0 {
+                        FileKind::Directory
+                    } else {
+                        FileKind::Regular
+                    }),
+                    next: DirectoryCursor(next),
+                };
+                if next > after.0 && visit(entry).is_break() {
+                    return Ok(());
+                }
+            }
+            if directory.number % 11 == 5 {
+                return Err(guestfs::Error::corrupt(format!(
+                    "folder {}",
+                    directory.number
+                )));
+            }
+            Ok(())
+        }
+
+        fn open(&self, _: FileId, _: Option<&FileName>) -> guestfs::Result<Box<dyn ReadAt + '_>> {
+            Err(guestfs::Error::unsupported("no bytes"))
+        }
+
+        fn read_link(&self, _: FileId) -> guestfs::Result<FileName> {
+            Err(guestfs::Error::unsupported("no links"))
+        }
+
+        fn used_ranges(
+            &self,
+            _: &mut dyn FnMut(VolumeRange) -> ControlFlow<()>,
+        ) -> guestfs::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// What a listing has to tell, and what of it is damaged.
+    fn expected(folder: u64, path: &str, told: &mut Vec<String>, damaged: &mut Vec<String>) {
+        let (folders, files) = content(folder);
+        let mut here: Vec<_> = (0..files).map(|it| format!("{path}/{it:08}-1")).collect();
+        here.extend(folders.iter().map(|it| format!("{path}/{it:08}-0")));
+        here.sort();
+        told.extend(here);
+        if folder % 11 == 5 {
+            damaged.push(format!("{path}: inside the disk: folder {folder}"));
+        }
+        for it in folders {
+            expected(it, &format!("{path}/{it:08}-0"), told, damaged);
+        }
+    }
+
+    fn place() -> Place {
+        Place {
+            volume: VolumeNumber(1),
+            file_system: Arc::new(Tree(FileSystemFacts {
+                kind: FileSystemKind::Ext4,
+                version: None,
+                label: None,
+                id: None,
+                size_bytes: 0,
+                free_bytes: 0,
+                cluster_bytes: 4096,
+                cleanliness: Cleanliness::Clean,
+                times_are_local: false,
+                is_case_insensitive: false,
+            })),
+            file: FileId { tree: 0, number: 1 },
+            path: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn what_was_read_beforehand_is_told_in_order_and_nothing_else() {
+        let (mut wanted, mut damaged) = (Vec::new(), Vec::new());
+        expected(1, "", &mut wanted, &mut damaged);
+        assert!(wanted.len() > 15_000 && damaged.len() > 5);
+        for detail in [Detail::Names, Detail::Metadata] {
+            let (place, cancel) = (place(), Cancellation::default());
+            let mut told = Vec::new();
+            let found = list(&place, Depth::Everything, detail, &cancel, |file| {
+                assert!(detail == Detail::Names || file.known().is_some());
+                told.push(file.display_path());
+                Ok(())
+            });
+            assert_eq!(found.expect("listed"), damaged);
+            assert!(told == wanted, "{} of {}", told.len(), wanted.len());
+        }
+    }
+
+    #[test]
+    fn threads_end_with_a_telling_that_is_given_up() {
+        let (place, cancel) = (place(), Cancellation::default());
+        let mut told = 0;
+        let given_up = list(&place, Depth::Everything, Detail::Names, &cancel, |_| {
+            told += 1;
+            if told < 500 {
+                return Ok(());
+            }
+            Err(crate::Error::new(crate::ErrorKind::Io, "enough"))
+        });
+        assert_eq!(given_up.expect_err("given up").to_string(), "enough");
+        assert_eq!(told, 500);
     }
 }
