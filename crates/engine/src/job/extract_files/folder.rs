@@ -210,6 +210,56 @@ impl Folder {
             .map_err(|error| host_error("making a file", error))
     }
 
+    /// A new file without any name, for [`Self::name`]; nothing where the host has no such files.
+    #[cfg(target_os = "linux")]
+    pub(super) fn create_nameless(&self, access: Access) -> Result<Option<File>> {
+        let flags = OFlags::RDWR | OFlags::TMPFILE | OFlags::CLOEXEC;
+        let mode = Mode::from_raw_mode(access.new_file_mode());
+        match rustix::fs::openat(&self.0, ".", flags, mode) {
+            Ok(made) => Ok(Some(made.into())),
+            Err(Errno::OPNOTSUPP | Errno::INVAL | Errno::ISDIR | Errno::NOSYS) => Ok(None),
+            Err(error) => Err(host_error("making a file", error)),
+        }
+    }
+
+    /// There are no such files here.
+    #[cfg(not(target_os = "linux"))]
+    pub(super) fn create_nameless(&self, _access: Access) -> Result<Option<File>> {
+        Ok(None)
+    }
+
+    /// Gives a file without a name one in this folder, unless something has it.
+    pub(super) fn name(&self, nameless: &File, name: &OsStr) -> Result<()> {
+        let none = AtFlags::empty();
+        #[cfg(target_os = "linux")]
+        let flags = AtFlags::EMPTY_PATH;
+        #[cfg(not(target_os = "linux"))]
+        let flags = none;
+        let named_so = match rustix::fs::linkat(nameless, "", &self.0, name, flags) {
+            // Older systems let only some do that; everybody may through the list of open files.
+            Err(Errno::NOENT) => {
+                use std::os::fd::AsRawFd;
+                let path = format!("/proc/self/fd/{}", nameless.as_raw_fd());
+                let flags = none.union(AtFlags::SYMLINK_FOLLOW);
+                rustix::fs::linkat(rustix::fs::CWD, path, &self.0, name, flags)
+            }
+            outcome => outcome,
+        };
+        named_so.map_err(|error| host_error(named(name), error))
+    }
+
+    /// Whether files can be made without a name here, and get one later.
+    pub(super) fn holds_nameless(&self) -> Result<bool> {
+        const TRIED: &str = "tried";
+        let Some(file) = self.create_nameless(Access::Private)? else {
+            return Ok(false);
+        };
+        self.remove(OsStr::new(TRIED))?;
+        let is_named = self.name(&file, OsStr::new(TRIED)).is_ok();
+        self.remove(OsStr::new(TRIED))?;
+        Ok(is_named)
+    }
+
     /// A new file that nobody else creates in this way as long as it is open: it is locked. One of this name that a killed
     /// run left is replaced.
     ///

@@ -20,13 +20,13 @@ use std::collections::HashSet;
 use std::fs::File;
 use std::io::{BufWriter, Seek, SeekFrom, Write};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use block::ReadAt;
 use guestfs::filesystem::{FileKind, FileSystemKind, FileTimes};
 use guestfs::{FileName, FileSystem};
 
-pub(super) use super::into_folder::{GROUP_BYTES, GROUP_FILES, LARGE_BYTES, Named, stream_path};
+use super::into_folder::{GROUP_BYTES, GROUP_FILES, Named, stream_path};
 use output::Output;
 use pack::{Item, Member, Packed, Shared, member, stream_member};
 use tar::Holes;
@@ -45,6 +45,8 @@ use crate::job::JobContext;
 use crate::transfer::explained;
 use crate::{Error, ErrorKind, Result};
 
+/// Files at least as large are read in pieces by several threads.
+const LARGE_BYTES: u64 = 4 << 20;
 /// Streams at least as large are files of their own to the queue.
 const LARGE_STREAM_BYTES: u64 = 64 << 10;
 
@@ -138,6 +140,7 @@ pub(super) fn extract(
         kind,
         has_manifest: manifest.is_some(),
         context,
+        spare: Mutex::default(),
     };
     with_queue(super::worker_count(), |queue| {
         let rule = match kind {
@@ -222,6 +225,7 @@ impl<'env> IntoArchive<'env> {
     fn write(&mut self, packed: Packed) -> Result<()> {
         let begin = self.output.position();
         self.output.write(&packed.bytes)?;
+        self.shared.take_back(packed.bytes);
         for mut record in packed.records {
             record.offset = record.offset.saturating_add(begin);
             self.record(&record)?;
@@ -347,6 +351,7 @@ impl<'env> IntoArchive<'env> {
         let length = u64::try_from(piece.packed.len()).unwrap_or(0);
         large.stored = large.stored.saturating_add(length);
         self.output.write(&piece.packed)?;
+        self.shared.take_back(piece.packed);
         self.shared.context.progress.advance(run.length_bytes);
         Ok(())
     }
@@ -644,7 +649,7 @@ impl<'env> IntoArchive<'env> {
 impl Shared<'_> {
     fn piece(&self, source: &dyn ReadAt, run: Run) -> Result<Piece> {
         self.context.cancel.check()?;
-        let mut bytes = Vec::new();
+        let mut bytes = self.buffer();
         content::read(source, run, &mut bytes)?;
         self.packed_piece(bytes)
     }

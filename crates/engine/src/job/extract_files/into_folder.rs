@@ -105,6 +105,7 @@ pub(super) fn extract(
     let shared = Shared {
         notes: Mutex::new(unfinished.notes()?),
         host: metadata::host_kind(folder.descriptor()),
+        holds_nameless: unfinished.folder().holds_nameless()?,
         target: folder,
         unfinished,
         existing: request.existing,

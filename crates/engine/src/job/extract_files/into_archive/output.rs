@@ -2,10 +2,13 @@
 //!
 //! A file of the host gets its name when the archive is whole; until then it is locked, so that two runs never write one
 //! archive. What is no plain file (a tape, a pipe) and a stream are written as they are.
+//!
+//! **Invariants.** What waits in memory begins at a whole page of the file: whole pages go past the host's memory, where
+//! every fresh one costs more than filling it.
 
 use std::ffi::OsStr;
 use std::fs::File;
-use std::io::{self, BufWriter, Read, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
@@ -15,7 +18,11 @@ use super::super::manifest::ContentHash;
 use super::super::{ArchiveOutput, Existing, Verification};
 use crate::{Cancellation, Error, ErrorKind, Result};
 
-const BUFFER_BYTES: usize = 1 << 20;
+/// What waits at most until it is written.
+const BUFFER_BYTES: usize = 2 << 20;
+/// As much at once is written from where it is.
+const DIRECT_BYTES_MIN: usize = 512 << 10;
+const PAGE_BYTES: usize = 4096;
 const UNFINISHED: &str = ".hikae-partial";
 
 /// Where bytes go.
@@ -30,25 +37,21 @@ enum Sink {
     Stream(Box<dyn Write>),
 }
 
-impl Write for Sink {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+impl Sink {
+    /// Writes all bytes; `offset` is how many there were before.
+    fn write(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
         match self {
-            Self::New { file, .. } => file.write(bytes),
-            Self::Stream(stream) => stream.write(bytes),
-        }
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        match self {
-            Self::New { file, .. } => file.flush(),
-            Self::Stream(stream) => stream.flush(),
+            Self::New { file, .. } => vdisk::file::write_uncached_at(file, offset, bytes),
+            Self::Stream(stream) => stream.write_all(bytes),
         }
     }
 }
 
 /// The archive that grows.
 pub(super) struct Output {
-    sink: BufWriter<Sink>,
+    sink: Sink,
+    /// Bytes that were not written yet.
+    waiting: Vec<u8>,
     position: u64,
     hash: Option<ContentHash>,
     existing: Existing,
@@ -76,7 +79,8 @@ impl Output {
             return Err(Error::new(ErrorKind::Invalid, what));
         }
         Ok(Self {
-            sink: BufWriter::with_capacity(BUFFER_BYTES, sink),
+            sink,
+            waiting: Vec::with_capacity(BUFFER_BYTES),
             position: 0,
             hash: (verification == Verification::ReadBack).then(ContentHash::default),
             existing,
@@ -90,12 +94,53 @@ impl Output {
     }
 
     pub(super) fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        self.sink.write_all(bytes).map_err(failed)?;
         if let Some(hash) = &mut self.hash {
             hash.add(bytes);
         }
-        let length = u64::try_from(bytes.len()).unwrap_or(0);
+        let mut rest = bytes;
+        if bytes.len() >= DIRECT_BYTES_MIN {
+            let lead = self.waiting.len().next_multiple_of(PAGE_BYTES);
+            let lead = lead.saturating_sub(self.waiting.len());
+            let (head, behind) = bytes.split_at_checked(lead).unwrap_or((bytes, &[]));
+            self.wait(head);
+            self.write_waiting()?;
+            let tail = behind.len() % PAGE_BYTES;
+            let whole = behind.len().saturating_sub(tail);
+            let (whole, tail) = behind.split_at_checked(whole).unwrap_or((&[], behind));
+            self.sink.write(self.position, whole).map_err(failed)?;
+            self.count(whole.len());
+            rest = tail;
+        }
+        self.wait(rest);
+        if self.waiting.len() >= BUFFER_BYTES {
+            self.write_waiting()?;
+        }
+        Ok(())
+    }
+
+    fn count(&mut self, length: usize) {
+        let length = u64::try_from(length).unwrap_or(0);
         self.position = self.position.saturating_add(length);
+    }
+
+    fn wait(&mut self, bytes: &[u8]) {
+        self.waiting.extend_from_slice(bytes);
+        self.count(bytes.len());
+    }
+
+    /// Writes whole pages of what waits.
+    fn write_waiting(&mut self) -> Result<()> {
+        let tail = self.waiting.len() % PAGE_BYTES;
+        self.write_all_but(tail)
+    }
+
+    fn write_all_but(&mut self, tail: usize) -> Result<()> {
+        let length = self.waiting.len().saturating_sub(tail);
+        let waiting = u64::try_from(self.waiting.len()).unwrap_or(0);
+        let begin = self.position.saturating_sub(waiting);
+        let whole = self.waiting.get(..length).unwrap_or_default();
+        self.sink.write(begin, whole).map_err(failed)?;
+        self.waiting.drain(..length);
         Ok(())
     }
 
@@ -112,7 +157,7 @@ impl Output {
 
     /// Copies a file to the end.
     pub(super) fn append(&mut self, file: &mut File) -> Result<()> {
-        let mut buffer = vec![0; BUFFER_BYTES];
+        let mut buffer = vec![0; DIRECT_BYTES_MIN];
         loop {
             match file.read(&mut buffer).map_err(failed)? {
                 0 => return Ok(()),
@@ -123,16 +168,14 @@ impl Output {
 
     /// Makes it durable, reads it again where that was asked for, and gives it its name.
     pub(super) fn finish(mut self) -> Result<()> {
-        self.sink.flush().map_err(failed)?;
-        let sink = self.sink.into_inner();
-        let sink = sink.map_err(|error| failed(error.into_error()))?;
-        let Sink::New {
-            folder,
-            unfinished,
-            file,
-        } = sink
-        else {
-            return Ok(());
+        self.write_all_but(0)?;
+        let (folder, unfinished, file) = match self.sink {
+            Sink::New {
+                folder,
+                unfinished,
+                file,
+            } => (folder, unfinished, file),
+            Sink::Stream(mut stream) => return stream.flush().map_err(failed),
         };
         file.sync_all().map_err(failed)?;
         if let Some(hash) = self.hash {
@@ -149,8 +192,7 @@ impl Output {
 
     /// Takes away what is not finished.
     pub(super) fn give_up(self) -> Result<()> {
-        let (sink, _) = self.sink.into_parts();
-        match sink {
+        match self.sink {
             Sink::New {
                 folder,
                 unfinished,

@@ -1,5 +1,7 @@
 //! What the threads of an extraction do for an archive: read files and pack them, each whole or piece by piece.
 
+use std::sync::{Mutex, PoisonError};
+
 use guestfs::filesystem::{ExtendedAttribute, FileKind, FileTimes, UnixOwner};
 use guestfs::{FileName, FileSystem};
 
@@ -51,7 +53,13 @@ pub(super) struct Shared<'env> {
     pub(super) kind: ArchiveKind,
     pub(super) has_manifest: bool,
     pub(super) context: JobContext<'env>,
+    /// What was written, to be filled again: fresh memory costs more than filling it.
+    pub(super) spare: Mutex<Vec<Vec<u8>>>,
 }
+
+/// Buffers that wait to be filled again, and how large they may be.
+const SPARE_MAX: usize = 8;
+const SPARE_BYTES: std::ops::RangeInclusive<usize> = 64 << 10..=8 << 20;
 
 /// The member of a file. What it holds of the note is taken out of it.
 pub(super) fn member<'a>(named: &'a Named, beside: &'a Beside, link: &'a [u8]) -> Member<'a> {
@@ -85,9 +93,27 @@ pub(super) fn stream_member<'a>(path: &'a [u8], size_bytes: u64, named: &'a Name
 }
 
 impl Shared<'_> {
+    /// An empty buffer.
+    pub(super) fn buffer(&self) -> Vec<u8> {
+        let mut spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
+        spare.pop().unwrap_or_default()
+    }
+
+    /// Takes back what was written.
+    pub(super) fn take_back(&self, mut buffer: Vec<u8>) {
+        buffer.clear();
+        let mut spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
+        if spare.len() < SPARE_MAX && SPARE_BYTES.contains(&buffer.capacity()) {
+            spare.push(buffer);
+        }
+    }
+
     /// Packs neighbours.
     pub(super) fn group(&self, fs: &dyn FileSystem, volume: usize, items: &[Item]) -> Packed {
-        let mut packed = Packed::default();
+        let mut packed = Packed {
+            bytes: self.buffer(),
+            ..Packed::default()
+        };
         for item in items {
             let checked = self.context.cancel.check();
             let outcome = checked.and_then(|()| self.item(fs, volume, item, &mut packed));
@@ -225,41 +251,73 @@ impl Shared<'_> {
             let what = format!("it has {size} bytes, not {}", member.size_bytes);
             return Err(Error::new(ErrorKind::Corrupt, what));
         }
-        let mut bytes = Vec::new();
-        let whole = Run {
-            offset: 0,
-            length_bytes: size,
-        };
-        content::read(source, whole, &mut bytes)?;
-        if self.has_manifest {
-            let mut hash = ContentHash::default();
-            hash.add(&bytes);
-            packed.done.manifest.extend(hash.line(member.path));
-        }
-        self.context.progress.advance(size);
         let stored = match self.kind {
             ArchiveKind::Zip => {
+                let mut bytes = Vec::new();
+                let whole = Run {
+                    offset: 0,
+                    length_bytes: size,
+                };
+                content::read(source, whole, &mut bytes)?;
+                if self.has_manifest {
+                    let mut hash = ContentHash::default();
+                    hash.add(&bytes);
+                    packed.done.manifest.extend(hash.line(member.path));
+                }
                 self.add_whole(member, &bytes, packed)?;
                 size
             }
             ArchiveKind::Tar => {
-                let found = content::runs(source, self.context.cancel)?;
-                let (runs, holes) = tar::stored_runs(size, &found);
-                packed.bytes.extend(tar::head(member, &runs, holes));
-                let mut stored = 0_u64;
-                for run in &runs {
-                    let from = usize::try_from(run.offset).unwrap_or(usize::MAX);
-                    let to = usize::try_from(run.end()).unwrap_or(usize::MAX);
-                    packed.bytes.extend(bytes.get(from..to).unwrap_or_default());
-                    stored = stored.saturating_add(run.length_bytes);
+                let begin = packed.bytes.len();
+                let added = self.add_to_tar(source, member, packed);
+                if added.is_err() {
+                    packed.bytes.truncate(begin);
                 }
-                let length = packed.bytes.len().saturating_add(tar::padding(stored));
-                packed.bytes.resize(length, 0);
-                stored
+                added?
             }
         };
+        self.context.progress.advance(size);
         packed.done.written_bytes = packed.done.written_bytes.saturating_add(stored);
         Ok(())
+    }
+
+    /// Adds a file to a tar, its bytes straight from where they come; how many those were.
+    fn add_to_tar(
+        &self,
+        source: &dyn block::ReadAt,
+        member: &Member<'_>,
+        packed: &mut Packed,
+    ) -> Result<u64> {
+        let found = content::runs(source, self.context.cancel)?;
+        let (runs, holes) = tar::stored_runs(member.size_bytes, &found);
+        packed.bytes.extend(tar::head(member, &runs, holes));
+        let first = packed.bytes.len();
+        let mut stored = 0_u64;
+        for run in &runs {
+            let begin = packed.bytes.len();
+            let length = usize::try_from(run.length_bytes).unwrap_or(usize::MAX);
+            packed.bytes.resize(begin.saturating_add(length), 0);
+            let room = packed.bytes.get_mut(begin..).unwrap_or_default();
+            source.read_at(run.offset, room)?;
+            stored = stored.saturating_add(run.length_bytes);
+        }
+        let bytes = packed.bytes.get(first..).unwrap_or_default();
+        if self.has_manifest {
+            let mut hash = ContentHash::default();
+            let (mut at, mut rest) = (0_u64, bytes);
+            for run in &runs {
+                let length = usize::try_from(run.length_bytes).unwrap_or(usize::MAX);
+                let (piece, behind) = rest.split_at_checked(length).unwrap_or((rest, &[]));
+                hash.add_zeros(run.offset.saturating_sub(at));
+                hash.add(piece);
+                (at, rest) = (run.end(), behind);
+            }
+            hash.add_zeros(member.size_bytes.saturating_sub(at));
+            packed.done.manifest.extend(hash.line(member.path));
+        }
+        let length = packed.bytes.len().saturating_add(tar::padding(stored));
+        packed.bytes.resize(length, 0);
+        Ok(stored)
     }
 
     fn stream(

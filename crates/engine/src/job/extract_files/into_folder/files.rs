@@ -4,10 +4,10 @@
 //!   there already? ─ finished earlier ─► kept
 //!        │ no                        └─ in the way ─► the job ends, or it is replaced
 //!        ▼
-//!   unnamed file ─► bytes ─► what stands beside them ─► streams ─► note ─► its name
+//!   nameless file, or one among the unfinished ─► bytes ─► what stands beside them ─► streams ─► note ─► its name
 //! ```
 //!
-//! Files of a group get their names together, after all notes about them were written at once.
+//! Some files of a group get their names together, after all notes about them were written at once.
 //!
 //! **Invariants.** A file has its name only when everything else of it was written and noted.
 
@@ -105,6 +105,8 @@ pub(super) struct Shared<'env> {
     pub(super) has_manifest: bool,
     pub(super) host: HostKind,
     pub(super) next_name: AtomicU64,
+    /// Whether the host holds files without names.
+    pub(super) holds_nameless: bool,
     pub(super) context: JobContext<'env>,
 }
 
@@ -130,10 +132,21 @@ fn load(way: &Way<'_>, files: &[Named]) {
     ahead.load(places(way.fs, small));
 }
 
+/// Whole files that wait for their names at most: each is open.
+const NAMELESS_MAX: usize = 16;
+
+/// A file that is written.
+enum Made {
+    /// It has no name at all.
+    Nameless(File),
+    /// It has this one among the unfinished ones.
+    Unfinished(String),
+}
+
 /// A file that is whole but for its name.
 struct Nameless<'a> {
     it: &'a Named,
-    name: String,
+    made: Made,
     existing: Existing,
     note: Vec<u8>,
     manifest: Vec<u8>,
@@ -168,12 +181,22 @@ impl Shared<'_> {
             let outcome = self.context.cancel.check();
             let outcome = outcome.and_then(|()| self.one(way, it, &mut nameless, &mut done));
             match outcome {
+                Ok(()) if nameless.len() < NAMELESS_MAX => continue,
                 Ok(()) => {}
-                Err(error) if is_of_file(&error) => done.fail(&it.source, &explained(&error)),
+                Err(error) if is_of_file(&error) => {
+                    done.fail(&it.source, &explained(&error));
+                    continue;
+                }
                 Err(error) => {
                     done.fatal = Some(error);
                     break;
                 }
+            }
+            let named = self.name(way, &nameless, &mut done);
+            nameless.clear();
+            if let Err(error) = named {
+                done.fatal = Some(error);
+                break;
             }
         }
         if let Err(error) = self.name(way, &nameless, &mut done) {
@@ -192,10 +215,14 @@ impl Shared<'_> {
         }
         let unnamed = self.unfinished.folder();
         for file in files {
-            let (name, host) = (file.name.as_str(), &file.it.host);
-            let handed = match stopped {
-                None => unnamed.hand_over(name, way.folder, host, file.existing),
-                Some(_) => unnamed.remove(OsStr::new(name)),
+            let host = &file.it.host;
+            let handed = match (&file.made, &stopped) {
+                (Made::Nameless(made), None) => way.folder.name(made, host),
+                (Made::Nameless(_), Some(_)) => Ok(()),
+                (Made::Unfinished(name), None) => {
+                    unnamed.hand_over(name, way.folder, host, file.existing)
+                }
+                (Made::Unfinished(name), Some(_)) => unnamed.remove(OsStr::new(name)),
             };
             match handed.map_err(|error| twin(error, way.age)) {
                 Ok(()) if stopped.is_none() => {
@@ -204,7 +231,9 @@ impl Shared<'_> {
                 }
                 Ok(()) => {}
                 Err(error) => {
-                    unnamed.remove(OsStr::new(name))?;
+                    if let Made::Unfinished(name) = &file.made {
+                        unnamed.remove(OsStr::new(name))?;
+                    }
                     if is_of_file(&error) {
                         done.fail(&file.it.source, &explained(&error));
                     } else {
@@ -338,26 +367,46 @@ impl Shared<'_> {
             Standing::Write(existing) => existing,
         };
         let mut beside = self.beside(way, it)?;
-        let name = self.unnamed();
-        let target = self.unfinished.folder().create(&name, access(&it.found))?;
-        let made = self.fill(&*source, &target).and_then(|written| {
+        let (target, name) = self.new_file(way, it, existing)?;
+        let written = self.fill(&*source, &target).and_then(|written| {
             done.written_bytes = done.written_bytes.saturating_add(written);
             let manifest = self.complete(way, it, &target, &mut beside, done)?;
             Ok((note_of(&beside)?, manifest))
         });
-        match made {
+        match written {
             Ok((note, manifest)) => Ok(Some(Nameless {
                 it,
-                name,
+                made: name.map_or(Made::Nameless(target), Made::Unfinished),
                 existing,
                 note,
                 manifest,
             })),
             Err(error) => {
-                self.unfinished.folder().remove(OsStr::new(&name))?;
+                if let Some(name) = name {
+                    self.unfinished.folder().remove(OsStr::new(&name))?;
+                }
                 Err(error)
             }
         }
+    }
+
+    /// A new file, and its name among the unfinished ones, if it needs one: what replaces another file does.
+    fn new_file(
+        &self,
+        way: &Way<'_>,
+        it: &Named,
+        existing: Existing,
+    ) -> Result<(File, Option<String>)> {
+        let access = access(&it.found);
+        if self.holds_nameless
+            && existing == Existing::Refuse
+            && let Some(file) = way.folder.create_nameless(access)?
+        {
+            return Ok((file, None));
+        }
+        let name = self.unnamed();
+        let file = self.unfinished.folder().create(&name, access)?;
+        Ok((file, Some(name)))
     }
 
     /// How bytes are written.
