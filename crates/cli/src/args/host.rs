@@ -7,7 +7,7 @@ use clap::{Args, Subcommand, ValueEnum};
 #[derive(Debug, Subcommand)]
 pub enum HostVerb {
     /// Write down how a Hyper-V host is reached, and try it
-    Add(HostAddArgs),
+    Add(Box<HostAddArgs>),
     /// The hosts that are written down
     List {
         #[command(flatten)]

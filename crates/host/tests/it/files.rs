@@ -85,6 +85,12 @@ pub fn check_writing(files: &dyn NodeFiles, node: &NodeName, root: &HostPath) {
     drop(file);
 
     renamed_and_removed(files, node, &at, &disk);
+    asked_and_refused(files, node, root);
+}
+
+/// Free space, folders that are not there, names that cannot be.
+fn asked_and_refused(files: &dyn NodeFiles, node: &NodeName, root: &HostPath) {
+    let at = |relative: &str| root.join(relative).expect("a path");
     assert!(
         files
             .free_bytes(node, root)
