@@ -26,6 +26,32 @@ fn text(report: &StatusReport) -> String {
         "A LAB, simulated, in {} (process {}).\nIts clock: {}, {pace}.\n\n",
         report.folder, report.process, report.time
     );
+    text.push_str(&format!(
+        "{}\n{}\n{}",
+        hosts(report),
+        volumes(report),
+        machines(report)
+    ));
+    let failed: Vec<String> = report
+        .clusters
+        .iter()
+        .flat_map(|cluster| &cluster.roles)
+        .filter(|role| role.state != "online" && role.state != "offline")
+        .map(|role| format!("{} on {}: {}", role.name, role.owner, role.state))
+        .collect();
+    if !failed.is_empty() {
+        text.push_str(&format!("\nRoles not online: {}\n", failed.join("; ")));
+    }
+    if !report.jobs.is_empty() {
+        text.push_str(&format!("\n{}", jobs(report)));
+    }
+    if !report.armed.is_empty() {
+        text.push_str(&format!("\nFaults to come:\n{}", armed(&report.armed)));
+    }
+    text
+}
+
+fn hosts(report: &StatusReport) -> Table {
     let mut hosts = Table::new(
         &[
             "host",
@@ -56,7 +82,10 @@ fn text(report: &StatusReport) -> String {
             ),
         ]);
     }
-    text.push_str(&hosts.to_string());
+    hosts
+}
+
+fn volumes(report: &StatusReport) -> Table {
     let mut volumes = Table::new(
         &["volume", "of", "owner", "state", "free", "files here"],
         &[4],
@@ -71,37 +100,24 @@ fn text(report: &StatusReport) -> String {
             volume.folder.clone(),
         ]);
     }
-    text.push_str(&format!("\n{volumes}\n{}", machines(report)));
-    let failed: Vec<String> = report
-        .clusters
-        .iter()
-        .flat_map(|cluster| &cluster.roles)
-        .filter(|role| role.state != "online" && role.state != "offline")
-        .map(|role| format!("{} on {}: {}", role.name, role.owner, role.state))
-        .collect();
-    if !failed.is_empty() {
-        text.push_str(&format!("\nRoles not online: {}\n", failed.join("; ")));
+    volumes
+}
+
+fn jobs(report: &StatusReport) -> Table {
+    let mut jobs = Table::new(&["job", "host", "machine", "done", "left"], &[3, 4]);
+    for job in &report.jobs {
+        jobs.row(vec![
+            job.doing.clone().unwrap_or_else(|| "working".to_owned()),
+            job.host.clone(),
+            job.vm.clone().unwrap_or_default(),
+            format!("{} %", job.percent),
+            format!(
+                "{:.1} s",
+                std::time::Duration::from_millis(job.left_ms).as_secs_f64()
+            ),
+        ]);
     }
-    if !report.jobs.is_empty() {
-        let mut jobs = Table::new(&["job", "host", "machine", "done", "left"], &[3, 4]);
-        for job in &report.jobs {
-            jobs.row(vec![
-                job.doing.clone().unwrap_or_else(|| "working".to_owned()),
-                job.host.clone(),
-                job.vm.clone().unwrap_or_default(),
-                format!("{} %", job.percent),
-                format!(
-                    "{:.1} s",
-                    std::time::Duration::from_millis(job.left_ms).as_secs_f64()
-                ),
-            ]);
-        }
-        text.push_str(&format!("\n{jobs}"));
-    }
-    if !report.armed.is_empty() {
-        text.push_str(&format!("\nFaults to come:\n{}", armed(&report.armed)));
-    }
-    text
+    jobs
 }
 
 fn machines(report: &StatusReport) -> Table {

@@ -17,6 +17,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use engine::Cancellation;
 use lab::control::{ControlDesk, ControlServer, DeskParts, SOCKET};
 use lab::estate::HostName;
 use lab::provider::{Pace, SharedEstate};
@@ -205,19 +206,7 @@ pub fn run(arguments: &LabUpArgs, output: &Output) -> anyhow::Result<Exit> {
     let noted = Noted::write(&folder.path)?;
     let ready = ready(&estate, &wire, &smb_ports, &folder.path, password_file)?;
     output.report(&ready, text)?;
-    let mut complaints = Complaints::default();
-    let mut ticked = Instant::now();
-    while !cancel.is_cancelled() && !desk.is_ending() {
-        std::thread::sleep(LOOK);
-        if let Some(smb) = &mut smb {
-            complaints.note("files over SMB", smb.follow(&estate));
-        }
-        if ticked.elapsed() >= TICK {
-            ticked = Instant::now();
-            complaints.note("the estate's clock", estate.on_request());
-            desk.remember_guests();
-        }
-    }
+    until_it_ends(&cancel, &desk, &estate, smb.as_mut());
     drop(noted);
     drop(control);
     drop(smb);
@@ -229,6 +218,28 @@ pub fn run(arguments: &LabUpArgs, output: &Output) -> anyhow::Result<Exit> {
         ));
     }
     Ok(Exit::Done)
+}
+
+/// Moves the estate's clock and follows its hosts until Ctrl-C, or until somebody asks for the end.
+fn until_it_ends(
+    cancel: &Cancellation,
+    desk: &ControlDesk,
+    estate: &SharedEstate,
+    mut smb: Option<&mut SmbServers>,
+) {
+    let mut complaints = Complaints::default();
+    let mut ticked = Instant::now();
+    while !cancel.is_cancelled() && !desk.is_ending() {
+        std::thread::sleep(LOOK);
+        if let Some(smb) = smb.as_deref_mut() {
+            complaints.note("files over SMB", smb.follow(estate));
+        }
+        if ticked.elapsed() >= TICK {
+            ticked = Instant::now();
+            complaints.note("the estate's clock", estate.on_request());
+            desk.remember_guests();
+        }
+    }
 }
 
 fn no_smb(error: lab::Error) -> anyhow::Error {
