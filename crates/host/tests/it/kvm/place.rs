@@ -10,6 +10,8 @@
 
 use std::fs;
 use std::io::ErrorKind as IoKind;
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -23,6 +25,9 @@ use serde::{Deserialize, Serialize};
 use super::image::GuestImage;
 use super::qmp::Monitor;
 use super::steps::Steps;
+
+/// Seconds after which a QEMU ends, whatever it does.
+const LONGEST: &str = "600";
 
 /// What a machine is.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -196,8 +201,10 @@ impl Place {
             remove(&socket)?;
         }
         let path = |path: PathBuf| path.display().to_string();
-        let mut command = Command::new("qemu-system-x86_64");
+        // Ended from outside when everybody who would end it has died: a machine that stands still cannot do so itself.
+        let mut command = Command::new("timeout");
         command
+            .args(["--kill-after=5", LONGEST, "qemu-system-x86_64"])
             .args(["-no-user-config", "-nodefaults", "-display", "none"])
             .args(["-name", &machine.name, "-uuid", &machine.id.to_string()])
             .args(["-M", "q35", "-accel", "tcg"])
@@ -222,8 +229,7 @@ impl Place {
             .arg("-qmp")
             .arg(format!("unix:{},server=on,wait=off", path(self.observer())))
             .arg("-pidfile")
-            .arg(self.folder.join("pid"))
-            .arg("-daemonize");
+            .arg(self.folder.join("pid"));
         for (number, disk) in machine.disks.iter().enumerate() {
             command
                 .arg("-blockdev")
@@ -240,22 +246,27 @@ impl Place {
                 .arg("-incoming")
                 .arg(format!("exec:cat '{}'", memory.display()));
         }
-        // The daemon keeps what it writes to; a pipe would be waited for until it ends.
+        // It outlives whoever started it; a pipe to it would be waited for.
         let said = fs::File::create(self.folder.join("qemu.log")).map_err(on_node)?;
-        let status = command
+        let mut process = command
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(said)
-            .status()
+            .process_group(0)
+            .spawn()
             .map_err(on_node)?;
-        if status.success() {
-            return Ok(());
+        let until = Instant::now() + Duration::from_secs(30);
+        while UnixStream::connect(self.observer()).is_err() {
+            if process.try_wait().map_err(on_node)?.is_some() || Instant::now() > until {
+                let said = fs::read_to_string(self.folder.join("qemu.log")).unwrap_or_default();
+                return Err(Error::new(
+                    ErrorKind::Failed,
+                    format!("QEMU does not start: {}", said.trim()),
+                ));
+            }
+            std::thread::sleep(Duration::from_millis(5));
         }
-        let said = fs::read_to_string(self.folder.join("qemu.log")).unwrap_or_default();
-        Err(Error::new(
-            ErrorKind::Failed,
-            format!("QEMU does not start: {}", said.trim()),
-        ))
+        Ok(())
     }
 
     fn pid(&self) -> Option<String> {
