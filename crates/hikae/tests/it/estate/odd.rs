@@ -39,7 +39,7 @@ impl Transport for Odd {
         let (text, _) = decode(&answer.body, answer.charset.as_deref())?;
         let body = oddly(&text, seed);
         // What the header says of the charset is wrong more often than the mark at the front.
-        let charset = (seed % 5 == 0).then(|| "utf-8".to_owned());
+        let charset = seed.is_multiple_of(5).then(|| "utf-8".to_owned());
         Ok(Answer {
             status: answer.status,
             charset,

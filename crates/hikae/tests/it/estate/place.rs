@@ -16,9 +16,8 @@ use host::ids::NodeName;
 use host::path::HostPath;
 use host::{CancelToken, Clock, Timestamp};
 use lab::estate::{
-    CheckpointRequest, ClusterName, ConfigurationVersion, DataMode, DiskSpec, Estate,
-    EstateOptions, HostName, Random, Switch, Switches, VmGeneration, VmId, VmSpec, VolumeKind,
-    WindowsGeneration, WindowsPath,
+    CheckpointRequest, ClusterName, DataMode, DiskSpec, Estate, EstateOptions, HostName, Random,
+    Switch, Switches, VmGeneration, VmId, VmSpec, VolumeKind, WindowsGeneration, WindowsPath,
 };
 use lab::guest::GuestOs;
 use lab::provider::{HostProvider, Language, Pace, ProviderOptions, Role, Roles, SharedEstate};
@@ -512,10 +511,6 @@ fn machine(plan: &Plan) -> VmSpec {
     ] {
         spec.guest_facts.insert(name.to_owned(), value.to_owned());
     }
-    assert!(
-        spec.version
-            .is_none_or(|it| it >= ConfigurationVersion::FIRST_WITH_TRACKING)
-    );
     spec
 }
 

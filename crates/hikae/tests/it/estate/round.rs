@@ -107,7 +107,6 @@ impl<'p> Backup<'p> {
     }
 
     /// Whole disks by the driver, which must be those that the lab reads, and those of the last version with the changes.
-    #[expect(clippy::type_complexity, reason = "it is taken apart at once")]
     fn read(&self, made: &Checkpoint) -> host::Result<(BTreeMap<DeviceId, Vec<u8>>, Tracked)> {
         let mut disks = BTreeMap::new();
         let mut tracked = match self.last {
