@@ -159,6 +159,22 @@ impl HeldKind {
 #[serde(transparent)]
 pub struct EntryId(pub u64);
 
+/// A moment, by two clocks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Moment {
+    /// By ours.
+    pub ours: Timestamp,
+    /// By the node's, where it told.
+    pub host: Option<Timestamp>,
+}
+
+impl From<Timestamp> for Moment {
+    /// Where a node's clock is not known.
+    fn from(ours: Timestamp) -> Self {
+        Self { ours, host: None }
+    }
+}
+
 /// What is about to be made.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Intent {
@@ -170,8 +186,11 @@ pub struct Intent {
     pub vm: VmId,
     /// The node that is asked; the machine may move.
     pub node: NodeName,
-    /// When.
+    /// When, by our clock.
     pub at: Timestamp,
+    /// When, by the node's clock, where it told: what it makes carries its time, and clocks differ.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host_at: Option<Timestamp>,
     /// Ids of that kind that exist already: none of them is what we make.
     pub before: Vec<String>,
 }
@@ -303,15 +322,17 @@ impl Custody {
         kind: HeldKind,
         vm: VmId,
         node: &NodeName,
-        at: Timestamp,
+        at: impl Into<Moment>,
         before: Vec<String>,
     ) -> Result<EntryId> {
+        let Moment { ours, host } = at.into();
         self.log.intend(Intent {
             job: self.mark.job,
             kind,
             vm,
             node: node.clone(),
-            at,
+            at: ours,
+            host_at: host,
             before,
         })
     }

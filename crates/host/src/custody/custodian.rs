@@ -435,7 +435,8 @@ impl<'a> Custodian<'a> {
     fn fits(&self, entry: &Entry, id: &str, created: Option<Timestamp>) -> bool {
         let was_there = entry.intent.before.iter().any(|it| it == id);
         let window_ms = i64::try_from(self.options.window.as_millis()).unwrap_or(i64::MAX);
-        let at = entry.intent.at.0;
+        // By the clock of whoever stamps what it makes.
+        let at = entry.intent.host_at.unwrap_or(entry.intent.at).0;
         let is_timely = created.is_none_or(|created| {
             created.0 >= at.saturating_sub(window_ms) && created.0 <= at.saturating_add(window_ms)
         });

@@ -173,7 +173,7 @@ impl HyperV {
             HeldKind::PlannedMachine,
             expected,
             node.name(),
-            self.clock.now(),
+            self.moment(node),
             texts,
         )?;
         let planned = make().and_then(|(ended, output)| {

@@ -24,7 +24,7 @@ use crate::{Error, ErrorKind, Result};
 
 pub(super) use assemble::checkpoint;
 pub(super) use disks::{slot_of_tail, tail_of};
-pub(super) use fetch::Scope;
+pub(super) use fetch::{Scope, clock_of};
 
 impl Inventory for HyperV {
     fn inventory(&self, cancel: &CancelToken) -> Result<InventoryReport> {

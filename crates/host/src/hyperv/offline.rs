@@ -42,7 +42,7 @@ impl HyperV {
             HeldKind::SavedState,
             vm,
             node.name(),
-            self.clock.now(),
+            self.moment(&node),
             Vec::new(),
         )?;
         custody.made(entry, &vm.to_string())?;

@@ -36,7 +36,7 @@ use crate::checkpoint::{
 };
 use crate::clock::CancelToken;
 use crate::consistency::{Consistency, MissedConsistency};
-use crate::custody::{Closing, Custody, EntryId, HeldKind, MachineMark, Mark};
+use crate::custody::{Closing, Custody, EntryId, HeldKind, MachineMark, Mark, Moment};
 use crate::error::chain_text;
 use crate::facts::{Activity, CheckpointFacts, CheckpointKind, VmFacts};
 use crate::ids::{CheckpointId, CheckpointRef, TrackingPointRef, TrackingToken, VmId};
@@ -227,6 +227,14 @@ impl HyperV {
         Ok(machine)
     }
 
+    /// Now, by our clock and by a node's.
+    pub(super) fn moment(&self, node: &Node) -> Moment {
+        Moment {
+            ours: self.clock.now(),
+            host: super::inventory::clock_of(node),
+        }
+    }
+
     /// What is being done to a machine right now, in one question.
     pub(super) fn activities_on(&self, node: &Node, vm: VmId) -> Result<Vec<Activity>> {
         let row = node.find(&node.machine(vm))?.ok_or_else(|| {
@@ -280,7 +288,7 @@ impl HyperV {
             HeldKind::Checkpoint,
             vm,
             node.name(),
-            self.clock.now(),
+            self.moment(&node),
             before.clone(),
         )?;
         let settings = match &attempt.settings {

@@ -17,6 +17,7 @@ fn intent(number: u8) -> Intent {
         vm: vm(number),
         node: NodeName::new("hv01").expect("a name"),
         at: Timestamp(i64::from(number)),
+        host_at: None,
         before: vec!["Microsoft:AB".to_owned()],
     }
 }

@@ -2,11 +2,13 @@
 
 use wsman::cim::{CimInstance, CimValue};
 
+use super::super::decode::time;
 use super::super::names::{
     CONNECTION, EXCHANGE, EXCHANGE_SETTING, REFERENCE_POINT, RESOURCE, SETTINGS, STORAGE,
     SYNTHETIC_PORT, SYSTEM,
 };
 use super::super::node::{Node, Realm, quoted};
+use crate::clock::Timestamp;
 use crate::ids::VmId;
 use crate::{Error, ErrorKind, Result};
 
@@ -190,4 +192,15 @@ pub(super) fn build_of(node: &Node) -> Option<u32> {
         .rows(Realm::Windows, "Win32_OperatingSystem", None)
         .ok()?;
     rows.first()?.opt_u32("BuildNumber").ok().flatten()
+}
+
+/// The node's clock; `None` when it does not tell.
+pub(in crate::hyperv) fn clock_of(node: &Node) -> Option<Timestamp> {
+    let rows = node
+        .query(
+            Realm::Windows,
+            "SELECT LocalDateTime FROM Win32_OperatingSystem",
+        )
+        .ok()?;
+    time(rows.first()?, "LocalDateTime")
 }

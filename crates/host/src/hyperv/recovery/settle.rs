@@ -109,7 +109,7 @@ impl HyperV {
             HeldKind::TrackingPoint,
             vm,
             node.name(),
-            self.clock.now(),
+            self.moment(&node),
             before.clone(),
         )?;
         let inputs = [
