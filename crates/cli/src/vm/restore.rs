@@ -231,7 +231,7 @@ fn to_host(
         seconds: started.elapsed().as_secs_f64(),
     };
     output.report(&report, host_text)?;
-    Ok(if report.report.notes.is_empty() {
+    Ok(if report.report.is_complete {
         Exit::Done
     } else {
         Exit::Found

@@ -176,6 +176,7 @@ pub struct VmRestorePlan {
     /// Whether a machine is taken out for it.
     pub replaces: Option<String>,
     /// What an operator should know before.
+    #[serde(rename = "notes_before")]
     pub notes: Vec<String>,
     #[serde(skip)]
     now: Option<Box<VmFacts>>,
@@ -221,6 +222,8 @@ pub struct VmRestoreReport {
     pub is_proved: bool,
     /// Whether it has a role in the cluster.
     pub has_role: bool,
+    /// Whether all was done that was asked for: role and start too.
+    pub is_complete: bool,
     /// Whether it runs.
     pub is_started: bool,
     /// Files that were replaced and lie there still.
@@ -528,11 +531,14 @@ impl<'a> Job<'a> {
         replace::forget_undo(self, &plan, &mut notes);
         let has_role = self.make_role(&plan, defined.vm, &mut notes);
         let is_started = self.start(defined.vm, &mut notes);
+        let lacks_role = self.wants_role(&plan) && !has_role;
+        let lacks_start = self.request.after == AfterRestore::Start && !is_started;
         Ok(VmRestoreReport {
             made: defined.vm,
             written_bytes: written,
             is_proved: self.request.proof == Proof::ReadBack,
             has_role,
+            is_complete: !lacks_role && !lacks_start,
             is_started,
             kept,
             notes,
@@ -573,12 +579,15 @@ impl<'a> Job<'a> {
         }
     }
 
-    fn make_role(&self, plan: &VmRestorePlan, vm: VmId, notes: &mut Vec<String>) -> bool {
-        let wanted = match &self.request.target {
+    fn wants_role(&self, plan: &VmRestorePlan) -> bool {
+        match &self.request.target {
             VmRestoreTarget::Original { .. } => plan.record.role.is_some(),
             VmRestoreTarget::Host { role, .. } => *role == RoleWish::Make,
-        };
-        if !wanted {
+        }
+    }
+
+    fn make_role(&self, plan: &VmRestorePlan, vm: VmId, notes: &mut Vec<String>) -> bool {
+        if !self.wants_role(plan) {
             return false;
         }
         let spec = RoleSpec {

@@ -2,5 +2,6 @@
 //! estate itself, never by the driver.
 
 mod backup;
+mod campaign;
 mod restore;
 mod site;

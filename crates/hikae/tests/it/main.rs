@@ -45,4 +45,5 @@ mod serve;
 mod site;
 mod stop;
 mod unneeded;
+mod vm;
 mod words;

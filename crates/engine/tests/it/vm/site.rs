@@ -57,8 +57,11 @@ impl Clock for EstateClock {
     }
 }
 
-/// When the process dies: counts what is asked of hosts.
-#[derive(Debug, Default)]
+/// What happens to the estate in the middle of a job.
+pub type Blow = Box<dyn FnOnce() + Send>;
+
+/// When the process dies, or something happens around it: counts what is asked of hosts.
+#[derive(Default)]
 pub struct Death {
     asked: AtomicU64,
     /// The number of the question at which it dies; negative: after the host did what it was asked, zero never.
@@ -66,6 +69,18 @@ pub struct Death {
     dead: AtomicU64,
     /// A line that is cut once, and no death: what is asked afterwards is answered.
     is_once: bool,
+    /// What happens before the host hears a question.
+    blow: Mutex<Option<(u64, Blow)>>,
+}
+
+impl std::fmt::Debug for Death {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Death")
+            .field("asked", &self.asked)
+            .field("at", &self.at)
+            .field("dead", &self.dead)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Death {
@@ -101,6 +116,13 @@ impl Death {
         Arc::new(death)
     }
 
+    /// No death, but something that happens before a question is heard.
+    pub fn struck(question: u64, blow: Blow) -> Arc<Self> {
+        let death = Self::default();
+        *death.blow.lock().unwrap() = Some((question, blow));
+        Arc::new(death)
+    }
+
     pub fn asked(&self) -> u64 {
         self.asked.load(Ordering::Relaxed)
     }
@@ -118,6 +140,16 @@ impl Death {
             return Err(Self::gone());
         }
         let number = i64::try_from(self.asked.fetch_add(1, Ordering::Relaxed) + 1).unwrap();
+        let blow = {
+            let mut blow = self.blow.lock().unwrap();
+            let is_due = blow
+                .as_ref()
+                .is_some_and(|(at, _)| i64::try_from(*at).unwrap() <= number);
+            if is_due { blow.take() } else { None }
+        };
+        if let Some((_, blow)) = blow {
+            blow();
+        }
         let at = self.at.load(Ordering::Relaxed);
         if at == number {
             self.dead.store(1, Ordering::Relaxed);
