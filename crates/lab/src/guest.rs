@@ -24,4 +24,6 @@ mod workload;
 
 pub use examine::{Consistency, Examination, examine};
 pub use record::{Layout, Place, RECORD_BYTES, Record, RecordKind};
-pub use workload::{BULK_BYTES, Guest, GuestDisks, GuestMemory, GuestOs, Health, Quiesced, WriterState};
+pub use workload::{
+    BULK_BYTES, Guest, GuestDisks, GuestMemory, GuestOs, Health, Quiesced, WriterState,
+};

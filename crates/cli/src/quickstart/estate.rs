@@ -515,7 +515,7 @@ fn line(machine: &VmFacts) -> MachineLine {
     }
 }
 
-fn text(report: &Report, keep: bool) -> String {
+fn machine_table(report: &Report) -> Table {
     let mut machines = Table::new(
         &[
             "machine",
@@ -540,6 +540,10 @@ fn text(report: &Report, keep: bool) -> String {
             machine.tracking.to_owned(),
         ]);
     }
+    machines
+}
+
+fn point_table(report: &Report) -> Table {
     let mut points = Table::new(
         &[
             "point",
@@ -563,11 +567,22 @@ fn text(report: &Report, keep: bool) -> String {
             ms(machine.elapsed_ms),
         ]);
     }
+    points
+}
+
+fn step_table(report: &Report) -> Table {
     let mut steps = Table::new(&["step", "took"], &[1]);
     for step in &report.steps {
         let took = u64::try_from(step.elapsed_ms).unwrap_or(u64::MAX);
         steps.row(vec![step.step.clone(), ms(took)]);
     }
+    steps
+}
+
+fn text(report: &Report, keep: bool) -> String {
+    let machines = machine_table(report);
+    let points = point_table(report);
+    let steps = step_table(report);
     let restored = &report.restored;
     let proof = if report.is_proved {
         "PROVED: every block was read back and hashed against the version's root; the guest's own records in the\nrestored bytes say so too; nothing of ours is left on any host."

@@ -64,7 +64,7 @@ fn the_quickstart_proves_what_it_restored_and_leaves_nothing() {
 }
 
 #[test]
-fn machines_are_backed_up_moved_and_brought_back_in_every_way() {
+fn machines_are_backed_up_by_what_changed_wherever_they_run() {
     let site = Site::new();
     let lab = lab(&site);
     let repository = site.init("repo");
@@ -85,7 +85,18 @@ fn machines_are_backed_up_moved_and_brought_back_in_every_way() {
     site.run(["lab", "migrate", "sql", "NODE2"]).expect(0);
     let third = vm(&repository, "backup", &["sql"]).expect(0).json();
     assert_eq!(third["machines"][0]["node"], "NODE2", "{third}");
+    vm(&repository, "leftovers", &[]).expect(0);
+    lab.down();
+}
 
+#[test]
+fn machines_are_brought_back_as_files_over_themselves_and_beside() {
+    let site = Site::new();
+    let lab = lab(&site);
+    let repository = site.init("repo");
+    vm(&repository, "backup", &["sql", "web"]).expect(0);
+    site.run(["lab", "run", "60"]).expect(0);
+    vm(&repository, "backup", &["sql"]).expect(0);
     vm(
         &repository,
         "restore",

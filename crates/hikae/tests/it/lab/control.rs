@@ -183,6 +183,14 @@ fn faults_strike_what_the_driver_does() {
     let list = done(&site, &["fault", "list"]);
     assert_eq!(list["struck"][0]["kind"], "checkpoint-fails");
     assert_eq!(list["armed"].as_array().map(Vec::len), Some(0));
+    lab.down();
+}
+
+#[test]
+fn faults_of_the_wire_are_met_and_nonsense_is_refused() {
+    let site = Site::new();
+    let lab = Lab::up(&site, &[]);
+    lab.add(&site, "ALONE", lab.password_file(), &[]).expect(0);
 
     // The wire breaks in the middle of an answer, and the driver asks again; it is slow; it refuses for no reason.
     for fault in ["wire-cut-inside", "wire-cut-before", "wire-login-expires"] {
