@@ -75,7 +75,11 @@ const PACKAGES: &[Package] = &[
     package("samba", &["sh", "-c", "command -v /usr/sbin/smbd"]),
     package(
         "samba-vfs-modules",
-        &["sh", "-c", "ls /usr/lib/*/samba/vfs/widelinks.so | grep -q ."],
+        &[
+            "sh",
+            "-c",
+            "ls /usr/lib/*/samba/vfs/widelinks.so | grep -q .",
+        ],
     ),
     package("unzip", &["unzip", "-v"]),
     package("xfsprogs", &["/usr/sbin/mkfs.xfs", "-V"]),

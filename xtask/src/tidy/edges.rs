@@ -16,7 +16,10 @@ const EDGES: &[(&str, &[&str])] = &[
     ("vdisk", &["block"]),
     ("guestfs", &["block"]),
     ("repo", &["block", "store"]),
-    ("engine", &["block", "vdisk", "guestfs", "store", "repo", "host"]),
+    (
+        "engine",
+        &["block", "vdisk", "guestfs", "store", "repo", "host"],
+    ),
     ("serve", &["block"]),
     ("wsman", &[]),
     ("host", &["block", "vdisk", "wsman"]),
