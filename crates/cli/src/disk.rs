@@ -34,9 +34,26 @@ pub fn run(verb: &DiskVerb, output: &Output) -> anyhow::Result<Exit> {
             repo,
             image,
             selector,
+            disk,
             open,
-        } => check::run(repo, image, selector, open, output),
-        DiskVerb::Diff { repo, older, newer } => diff::run(repo, older, newer, output),
+        } => check::run(
+            repo,
+            image,
+            (selector.as_str(), disk.as_deref()),
+            open,
+            output,
+        ),
+        DiskVerb::Diff {
+            repo,
+            older,
+            newer,
+            disk,
+        } => diff::run(
+            repo,
+            (older.as_str(), newer.as_str()),
+            disk.as_deref(),
+            output,
+        ),
         DiskVerb::Forget {
             repo,
             selector,

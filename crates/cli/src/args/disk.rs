@@ -35,6 +35,9 @@ pub enum DiskVerb {
         image: PathBuf,
         /// NAME, NAME@VERSION
         selector: String,
+        /// Which disk of a machine's version, as `vm backup` calls it (scsi-0-0); its only one when not given
+        #[arg(long, value_name = "LABEL")]
+        disk: Option<String>,
         #[command(flatten)]
         open: ImageOpenArgs,
     },
@@ -46,6 +49,9 @@ pub enum DiskVerb {
         older: String,
         /// NAME@VERSION
         newer: String,
+        /// Which disk of a machine's version, as `vm backup` calls it (scsi-0-0); its only one when not given
+        #[arg(long, value_name = "LABEL")]
+        disk: Option<String>,
     },
     /// Mark a version as no longer wanted; gc frees it
     Forget {
@@ -127,6 +133,9 @@ pub struct RestoreArgs {
     pub selector: String,
     /// Image file or block device to write
     pub out: PathBuf,
+    /// Which disk of a machine's version, as `vm backup` calls it (scsi-0-0); its only one when not given
+    #[arg(long, value_name = "LABEL")]
+    pub disk: Option<String>,
     /// Image format; the source's when not given
     #[arg(long, value_enum)]
     pub format: Option<FormatArg>,

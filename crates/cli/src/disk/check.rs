@@ -16,7 +16,7 @@ use crate::progress::{Bars, cancellation};
 pub fn run(
     repo: &RepoArgs,
     image: &Path,
-    selector: &str,
+    (selector, label): (&str, Option<&str>),
     open: &ImageOpenArgs,
     output: &Output,
 ) -> anyhow::Result<Exit> {
@@ -29,7 +29,7 @@ pub fn run(
         cancel: &cancel,
         journal: &NoJournal,
     };
-    let result = check_disk(&repository, &selector.parse()?, None, &disk, context);
+    let result = check_disk(&repository, &selector.parse()?, label, &disk, context);
     engine::Progress::end(&bars);
     let report = result?;
     output.report(&report, text)?;

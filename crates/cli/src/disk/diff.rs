@@ -18,7 +18,12 @@ struct Report {
 }
 
 /// Runs the verb.
-pub fn run(repo: &RepoArgs, older: &str, newer: &str, output: &Output) -> anyhow::Result<Exit> {
+pub fn run(
+    repo: &RepoArgs,
+    (older, newer): (&str, &str),
+    label: Option<&str>,
+    output: &Output,
+) -> anyhow::Result<Exit> {
     let repository = keys::open(repo)?;
     let bars = Bars::new(output);
     let cancel = cancellation();
@@ -31,7 +36,7 @@ pub fn run(repo: &RepoArgs, older: &str, newer: &str, output: &Output) -> anyhow
     let summary = diff_disks(
         &repository,
         (&older.parse()?, &newer.parse()?),
-        None,
+        label,
         context,
         |offset, length| {
             differing.push((offset, length));

@@ -43,6 +43,7 @@ pub fn run(arguments: &RestoreArgs, output: &Output) -> anyhow::Result<Exit> {
         arguments.out.clone(),
         system_ids()?,
     );
+    request.label.clone_from(&arguments.disk);
     request.format = arguments.format.map(format_of);
     request.subformat = arguments.subformat.map(subformat_of);
     request.workers = arguments.threads;

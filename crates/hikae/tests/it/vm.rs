@@ -107,6 +107,26 @@ fn machines_are_brought_back_as_files_over_themselves_and_beside() {
     let images: Vec<&Path> = images.iter().map(AsRef::as_ref).collect();
     assert_eq!(examined(&site, "sql", &images), "application");
 
+    // One disk of it by its label, as any other version's.
+    repository.disk("restore", &["sql@2", "one.raw"]).expect(1);
+    let label = ["--disk", "scsi-0-1", "--format", "raw"];
+    repository
+        .disk("restore", &[&["sql@2", "one.raw"][..], &label].concat())
+        .expect(0);
+    repository
+        .disk(
+            "check",
+            &[
+                "one.raw",
+                "sql@2",
+                "--disk",
+                "scsi-0-1",
+                "--source-format",
+                "raw",
+            ],
+        )
+        .expect(0);
+
     let refused = vm(&repository, "restore", &["sql@1", "--to", "original"])
         .expect(1)
         .json();
