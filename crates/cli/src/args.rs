@@ -92,7 +92,7 @@ pub enum Noun {
         #[command(subcommand)]
         verb: HostVerb,
     },
-    /// Machines on Hyper-V hosts: what there is, what can be protected and how well, checkpoints
+    /// Machines on Hyper-V hosts: what there is, what can be protected and how well; backup, restore, checkpoints
     Vm {
         #[command(subcommand)]
         verb: VmVerb,

@@ -7,6 +7,7 @@ mod backup;
 mod checkpoint;
 mod coverage;
 pub mod custody;
+mod drop;
 mod eligibility;
 mod leftovers;
 mod list;

@@ -82,6 +82,15 @@ pub enum VmCheckpointVerb {
         #[command(flatten)]
         place: VmPlaceArgs,
     },
+    /// Remove what a backup left on a machine, whoever made it: a checkpoint or a tracking point. Only when nobody needs it
+    Drop {
+        /// Name or id of the machine
+        vm: String,
+        /// Its id, as `vm leftovers` and `vm show` tell it
+        id: String,
+        #[command(flatten)]
+        place: VmPlaceArgs,
+    },
     /// Delete an operator's checkpoint, and wait until its disks are merged
     Delete {
         /// Name or id of the machine

@@ -26,6 +26,9 @@ pub fn run(verb: &VmCheckpointVerb, output: &Output) -> anyhow::Result<Exit> {
             kind,
             place,
         } => create(&Look::at(place)?, (vm, name), *kind, output),
+        VmCheckpointVerb::Drop { vm, id, place } => {
+            super::drop::run(&Look::at(place)?, vm, id, output)
+        }
         VmCheckpointVerb::Delete {
             vm,
             checkpoint,
@@ -171,7 +174,7 @@ fn delete(
             ),
         );
         return Err(anyhow::Error::new(error.advised(
-            "Leave it to the product that made it; a left-over is removed on the host with Remove-VMSnapshot",
+            "Leave it to the product that made it; a left-over that nobody needs goes with: hikae vm checkpoint drop VM ID",
         )));
     }
     let reference = CheckpointRef {

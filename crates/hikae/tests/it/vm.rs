@@ -224,3 +224,69 @@ fn a_backup_that_is_killed_leaves_nothing_for_longer_than_the_next_look() {
     repository.repo("verify", &[]).expect(0);
     lab.down();
 }
+
+#[test]
+fn what_another_product_left_is_shown_with_the_command_that_removes_it() {
+    let site = Site::new();
+    let lab = lab(&site);
+    let (ours, other) = (site.init("repo"), site.init("other"));
+    vm(&ours, "leftovers", &[]).expect(0);
+    // Seen from a repository that knows nothing of it, a tracking point is a stranger's.
+    vm(&other, "backup", &["web"]).expect(0);
+    let seen = vm(&ours, "leftovers", &[]).expect(3).json();
+    let strange = &seen["foreign_tracking"][0];
+    assert_eq!(strange["machine"], "web", "{seen}");
+    let command = strange["command"].as_str().expect("a command");
+    let id = strange["point"].as_str().expect("an id");
+    let words = [
+        "vm",
+        "checkpoint",
+        "drop",
+        strange["vm"].as_str().expect("an id"),
+        id,
+    ];
+    assert_eq!(
+        command,
+        format!("hikae vm checkpoint drop {} \"{id}\"", words[3])
+    );
+    let dropped = site.run(words).expect(0).json();
+    assert_eq!(dropped["was"], "removed", "{dropped}");
+    site.run(words).expect(2);
+    vm(&ours, "leftovers", &[]).expect(0);
+    // Whose it was reads whole next time, and loses nothing.
+    let next = vm(&other, "backup", &["web"]).expect(0).json();
+    let disk = &next["machines"][0]["disks"][0];
+    assert_eq!(disk["scope"]["kind"], "compare-everything", "{next}");
+
+    // The checkpoint of a backup that was killed, and whose journal is lost.
+    let mut is_left = false;
+    for part in 1..40 {
+        let running = site.start(self::words(&ours, "backup", &["sql"]));
+        running.kill_after(std::time::Duration::from_millis(20 * part));
+        let status = site.run(["lab", "status"]).expect(0).json();
+        if super::lab::named(&status["vms"], "sql")["recovery_checkpoints"] != 0 {
+            is_left = true;
+            break;
+        }
+    }
+    assert!(is_left, "no kill came between checkpoint and end");
+    std::fs::remove_dir_all(site.path("home/.local/state/hikae/custody"))
+        .expect("the journals are lost");
+    // The host ends what it was asked for.
+    site.run(["lab", "run", "120"]).expect(0);
+    let seen = vm(&ours, "leftovers", &[]).expect(3).json();
+    let strangers = seen["foreign"].as_array().expect("a list");
+    assert!(!strangers.is_empty(), "{seen}");
+    let mut dropped = Vec::new();
+    for strange in strangers {
+        let id = strange["checkpoint"].as_str().expect("an id");
+        let outcome = site.run(["vm", "checkpoint", "drop", "sql", id]);
+        let code = outcome.status.code();
+        assert!(matches!(code, Some(0 | 3)), "{code:?}: {seen}");
+        dropped.push(outcome);
+    }
+    let status = site.run(["lab", "status"]).expect(0).json();
+    let sql = super::lab::named(&status["vms"], "sql");
+    assert_eq!(sql["recovery_checkpoints"], 0, "{dropped:?}: {seen} {sql}");
+    lab.down();
+}

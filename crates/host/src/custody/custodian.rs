@@ -725,12 +725,11 @@ impl<'a> Custodian<'a> {
 /// The command that removes something, for an operator who decided that it is to go.
 pub(crate) fn removal_command(kind: HeldKind, vm: VmId, id: &str) -> String {
     match kind {
-        HeldKind::TrackingPoint => {
-            format!("hikae vm checkpoint drop-tracking {vm} \"{id}\"")
-        }
-        HeldKind::PlannedMachine => format!("hikae vm discard-planned {id}"),
-        HeldKind::Checkpoint | HeldKind::SavedState | HeldKind::Freeze => {
-            format!("hikae vm checkpoint delete {vm} \"{id}\"")
-        }
+        // A machine that stands still is not removed.
+        HeldKind::SavedState => format!("hikae vm show {vm}"),
+        HeldKind::Checkpoint
+        | HeldKind::TrackingPoint
+        | HeldKind::PlannedMachine
+        | HeldKind::Freeze => format!("hikae vm checkpoint drop {vm} \"{id}\""),
     }
 }
