@@ -145,6 +145,10 @@ pub enum WarningCode {
     NoConfiguration,
     /// The merge of disks was not seen to end.
     MergeUnfinished,
+    /// Changes are not tracked from here on: the next run reads whole.
+    Untracked,
+    /// Something that we made may still be on a host: the custodian goes on with it.
+    LeftOver,
 }
 
 /// A checkpoint that was made.

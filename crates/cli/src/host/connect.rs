@@ -492,36 +492,7 @@ impl Estate {
 
 /// A failure of the hypervisor boundary, in the words of jobs.
 pub fn failed(error: host::Error) -> anyhow::Error {
-    use engine::ErrorKind as Above;
-    use host::ErrorKind as Below;
-    let (kind, advice) = match error.kind() {
-        Below::Unreachable | Below::TimedOut => (Above::Unreachable, None),
-        Below::Denied => (Above::Denied, None),
-        Below::NotFound => (Above::NotFound, Some("See what is there: hikae vm list")),
-        Below::AlreadyExists => (Above::AlreadyExists, None),
-        Below::Busy => (
-            Above::Busy,
-            Some(
-                "Wait until the host is done with it (hikae vm show VM), then run the command again",
-            ),
-        ),
-        Below::State | Below::Invalid => (Above::Invalid, None),
-        Below::Unsupported => (Above::Unsupported, None),
-        Below::Refused => (Above::Refused, None),
-        Below::Cancelled => (
-            Above::Cancelled,
-            Some("See what the host did by then: hikae vm show VM"),
-        ),
-        Below::Io | Below::Custody => (Above::Io, None),
-        _ => (Above::HostFailed, None),
-    };
-    // The same text twice in a row is told once.
-    let problem = engine::Error::new(kind, error.to_string());
-    let problem = match advice {
-        Some(advice) => problem.advised(advice),
-        None => problem,
-    };
-    anyhow::Error::new(problem.caused_by(error))
+    anyhow::Error::new(engine::Error::from(error))
 }
 
 #[cfg(test)]

@@ -20,7 +20,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use engine::Progress;
-use engine::job::backup_vm::{VmBackupReport, VmBackupRequest, VmBackupTools, backup_vm};
+use engine::job::backup_disk::BackupScope;
+use engine::job::backup_vm::{
+    DiskReport, VmBackupReport, VmBackupRequest, VmBackupTools, backup_vm,
+};
 use engine::job::restore_disk::Proof;
 use engine::job::restore_vm::{
     AfterRestore, RoleWish, VmRestoreReport, VmRestoreRequest, VmRestoreTarget, VmRestoreTools,
@@ -243,7 +246,17 @@ impl<'a> Story<'a> {
             is_proved: restored.is_proved && is_consistent && left_behind == 0,
             rounds,
             migrated,
-            restored_bytes_are: format!("{:?}, transaction {}", said.consistency, said.committed),
+            restored_bytes_are: format!(
+                "{}, transaction {}",
+                match &said.consistency {
+                    guest::Consistency::Application => "application-consistent",
+                    guest::Consistency::FileSystem => "file-system-consistent",
+                    guest::Consistency::Crash => "crash-consistent",
+                    guest::Consistency::Empty => "empty",
+                    guest::Consistency::Inconsistent(_) => "INCONSISTENT",
+                },
+                said.committed
+            ),
             restored,
             repository_bytes: size_of(&self.folder.join("repository"))?,
             left_behind,
@@ -536,7 +549,11 @@ fn machine_table(report: &Report) -> Table {
             machine.machine.clone(),
             machine.node.clone(),
             covered,
-            machine.application.to_owned(),
+            match machine.application {
+                // Nothing speaks against it: the guest decides when it is asked.
+                "unknown" => "to be tried".to_owned(),
+                verdict => verdict.to_owned(),
+            },
             machine.tracking.to_owned(),
         ]);
     }
@@ -549,18 +566,20 @@ fn point_table(report: &Report) -> Table {
             "point",
             "on",
             "consistency",
+            "looked at",
             "read",
             "changed blocks",
             "stored",
             "took",
         ],
-        &[3, 4, 5, 6],
+        &[4, 5, 6, 7],
     );
     for machine in report.rounds.iter().flatten() {
         points.row(vec![
             format!("{}@{}", machine.name, machine.sequence),
             machine.node.to_string(),
             machine.consistency.to_string(),
+            looked_at(machine).to_owned(),
             bytes(machine.read.read_bytes),
             machine.read.changed_blocks.to_string(),
             bytes(machine.stored_bytes),
@@ -568,6 +587,19 @@ fn point_table(report: &Report) -> Table {
         ]);
     }
     points
+}
+
+/// How the disks of a machine were looked at, the widest of them.
+fn looked_at(machine: &VmBackupReport) -> &'static str {
+    let is_first = |disk: &DiskReport| disk.scope == BackupScope::InitialCopy;
+    let is_tracked = |disk: &DiskReport| matches!(disk.scope, BackupScope::ChangedRanges { .. });
+    if machine.disks.iter().any(is_first) {
+        "everything"
+    } else if machine.disks.iter().all(is_tracked) {
+        "what changed"
+    } else {
+        "everything (untracked)"
+    }
 }
 
 fn step_table(report: &Report) -> Table {
@@ -584,6 +616,16 @@ fn text(report: &Report, keep: bool) -> String {
     let points = point_table(report);
     let steps = step_table(report);
     let restored = &report.restored;
+    let after = report.rounds.last().and_then(|round| {
+        let moved = round.iter().find(|machine| machine.name == MOVED);
+        moved.map(looked_at)
+    });
+    let tracking = match after {
+        Some("what changed") | None => "",
+        Some(_) => {
+            " (change tracking stayed behind: all of it is compared once, what changed is stored)"
+        }
+    };
     let proof = if report.is_proved {
         "PROVED: every block was read back and hashed against the version's root; the guest's own records in the\nrestored bytes say so too; nothing of ours is left on any host."
     } else {
@@ -596,7 +638,7 @@ fn text(report: &Report, keep: bool) -> String {
     };
     format!(
         "A SIMULATED Hyper-V estate (no real host was touched): a cluster of two nodes and a host of its own, asked over\n\
-         WS-Management as real ones are.\n\n{machines}\n{points}\nmoved live: {}\n{steps}\n\
+         WS-Management as real ones are.\n\n{machines}\n{points}\nmoved live: {}{tracking}\n\n{steps}\n\
          {} restored as {} on {}: {} written\n  the restored bytes are: {}\n  three points of four machines take {} in the encrypted repository\n\n\
          {proof}\n\n{place}\
          Next, with hosts of your own: hikae host add NAME --address http://HOST:5985 --user U --password-file F\n\

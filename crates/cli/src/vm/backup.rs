@@ -60,6 +60,7 @@ struct Failure {
 #[derive(Serialize)]
 struct DryRun {
     plans: Vec<VmBackupPlan>,
+    failed: Vec<Failure>,
 }
 
 /// Runs the verb.
@@ -75,12 +76,18 @@ pub fn run(arguments: &VmBackupArgs, output: &Output) -> anyhow::Result<Exit> {
     if arguments.name.is_some() && machines.len() != 1 {
         return Err(misused_flag("--name goes with one machine"));
     }
-    let requests = machines
-        .iter()
-        .map(|machine| request(arguments, machine))
-        .collect::<anyhow::Result<Vec<_>>>()?;
+    let choices = Choices::of(arguments)?;
+    let mut wanted: Waiting<'_> = Vec::new();
+    let mut failed = Vec::new();
+    for machine in machines {
+        // A name that cannot be one is that machine's trouble alone.
+        match choices.request(arguments, machine) {
+            Ok(request) => wanted.push((machine, request)),
+            Err(error) => failed.push(failure(machine, &error)),
+        }
+    }
     if arguments.dry_run {
-        return dry_run(&repository, &machines, &requests, output);
+        return dry_run(&repository, &wanted, failed, output);
     }
     let keeping = Keeping::of(&repository)?;
     let leftovers = keeping.sweep(&look.estate, &repository)?;
@@ -90,9 +97,10 @@ pub fn run(arguments: &VmBackupArgs, output: &Output) -> anyhow::Result<Exit> {
         keeping: &keeping,
         output,
         cancel: cancellation(),
-        is_alone: arguments.parallel <= 1 || machines.len() == 1,
+        is_alone: arguments.parallel <= 1 || wanted.len() == 1,
     };
-    let (done, failed) = run.all(&machines, &requests, arguments.parallel);
+    let (done, broken) = run.all(wanted, arguments.parallel);
+    failed.extend(broken);
     let report = Report {
         machines: done,
         failed,
@@ -126,53 +134,82 @@ fn exit(report: &Report, look: &Look) -> Exit {
 
 fn dry_run(
     repository: &Repository,
-    machines: &[&VmFacts],
-    requests: &[VmBackupRequest],
+    wanted: &Waiting<'_>,
+    mut failed: Vec<Failure>,
     output: &Output,
 ) -> anyhow::Result<Exit> {
     let mut plans = Vec::new();
-    for (machine, request) in machines.iter().zip(requests) {
+    for (machine, request) in wanted {
         let parent = newest_point(repository, &request.name)?;
-        plans.push(plan_backup_vm(request, machine, parent.as_ref())?);
+        match plan_backup_vm(request, machine, parent.as_ref()) {
+            Ok(plan) => plans.push(plan),
+            Err(error) => failed.push(failure(machine, &error.into())),
+        }
     }
-    output.report(&DryRun { plans }, |dry| {
-        dry.plans
-            .iter()
-            .map(|plan| format!("Would {plan}"))
-            .collect()
+    let exit = if failed.is_empty() {
+        Exit::Done
+    } else {
+        Exit::Failed
+    };
+    output.report(&DryRun { plans, failed }, |dry| {
+        let plans = dry.plans.iter().map(|plan| format!("Would {plan}"));
+        plans.chain(dry.failed.iter().map(failure_text)).collect()
     })?;
-    Ok(Exit::Done)
+    Ok(exit)
 }
 
-fn request(arguments: &VmBackupArgs, machine: &VmFacts) -> anyhow::Result<VmBackupRequest> {
-    let name = arguments
-        .name
-        .clone()
-        .unwrap_or_else(|| machine.name.clone());
-    let name = ProtectedName::new(name)?;
-    let mut request = VmBackupRequest::new(name, machine.id);
-    request.checkpoint.policy = policy(arguments);
-    if arguments.full {
-        request.checkpoint.backup_type = GuestBackupType::Full;
+/// What holds for every machine of a command line.
+struct Choices {
+    policy: ConsistencyPolicy,
+    exclusions: Vec<Exclusion>,
+    audit_per_million: u32,
+    audit_seed: u64,
+}
+
+impl Choices {
+    fn of(arguments: &VmBackupArgs) -> anyhow::Result<Self> {
+        let exclusion = |text: &String| {
+            Ok(Exclusion {
+                selects: selector(text)?,
+                by: "--exclude".to_owned(),
+                reason: None,
+            })
+        };
+        let exclusions: anyhow::Result<Vec<Exclusion>> =
+            arguments.exclude.iter().map(exclusion).collect();
+        Ok(Self {
+            policy: policy(arguments),
+            exclusions: exclusions?,
+            audit_per_million: per_million(arguments.audit)?,
+            audit_seed: match arguments.audit_seed {
+                Some(seed) => seed,
+                None => random_seed()?,
+            },
+        })
     }
-    for text in &arguments.exclude {
-        request.exclusions.push(Exclusion {
-            selects: selector(text)?,
-            by: "--exclude".to_owned(),
-            reason: None,
-        });
+
+    fn request(
+        &self,
+        arguments: &VmBackupArgs,
+        machine: &VmFacts,
+    ) -> anyhow::Result<VmBackupRequest> {
+        let name = arguments.name.as_ref().unwrap_or(&machine.name);
+        let name = ProtectedName::new(name.clone())?;
+        let mut request = VmBackupRequest::new(name, machine.id);
+        request.checkpoint.policy = self.policy.clone();
+        if arguments.full {
+            request.checkpoint.backup_type = GuestBackupType::Full;
+        }
+        request.exclusions.clone_from(&self.exclusions);
+        request.audit_per_million = self.audit_per_million;
+        request.audit_seed = self.audit_seed;
+        if arguments.tolerate_unreadable {
+            request.unreadable = Unreadable::Record;
+        }
+        request.workers = arguments.threads;
+        request.session.threads = arguments.threads;
+        Ok(request)
     }
-    request.audit_per_million = per_million(arguments.audit)?;
-    request.audit_seed = match arguments.audit_seed {
-        Some(seed) => seed,
-        None => random_seed()?,
-    };
-    if arguments.tolerate_unreadable {
-        request.unreadable = Unreadable::Record;
-    }
-    request.workers = arguments.threads;
-    request.session.threads = arguments.threads;
-    Ok(request)
 }
 
 fn level(argument: ConsistencyArg) -> Consistency {
@@ -257,22 +294,16 @@ struct Run<'a> {
     is_alone: bool,
 }
 
-type Waiting<'m> = Vec<(&'m VmFacts, &'m VmBackupRequest)>;
+type Waiting<'m> = Vec<(&'m VmFacts, VmBackupRequest)>;
 
 impl Run<'_> {
-    fn all(
-        &self,
-        machines: &[&VmFacts],
-        requests: &[VmBackupRequest],
-        at_once: usize,
-    ) -> (Vec<VmBackupReport>, Vec<Failure>) {
+    fn all(&self, waiting: Waiting<'_>, at_once: usize) -> (Vec<VmBackupReport>, Vec<Failure>) {
         let admission = Admission::new(Limits::default());
-        let waiting: Waiting<'_> = machines.iter().copied().zip(requests).collect();
         let waiting = Mutex::new(waiting);
         let (done, failed) = (Mutex::new(Vec::new()), Mutex::new(Vec::new()));
         let work = || {
             while let Some((machine, request, permit)) = self.next(&waiting, &admission) {
-                match self.one(machine, request) {
+                match self.one(machine, &request) {
                     Ok(report) => lock(&done).push(report),
                     Err(error) => lock(&failed).push(failure(machine, &error)),
                 }
@@ -300,7 +331,7 @@ impl Run<'_> {
         &self,
         waiting: &Mutex<Waiting<'m>>,
         admission: &Admission,
-    ) -> Option<(&'m VmFacts, &'m VmBackupRequest, Permit)> {
+    ) -> Option<(&'m VmFacts, VmBackupRequest, Permit)> {
         while !self.cancel.is_cancelled() {
             let mut waiting = lock(waiting);
             if waiting.is_empty() {
@@ -372,15 +403,7 @@ fn text(report: &Report) -> String {
         text.push_str(&machine_text(machine));
     }
     for failed in &report.failed {
-        let problem = &failed.problem;
-        text.push_str(&format!(
-            "{} FAILED: {} {}\n",
-            failed.machine, problem.code, problem.summary
-        ));
-        for line in &problem.evidence {
-            text.push_str(&format!("  {line}\n"));
-        }
-        text.push_str(&format!("  next: {}\n", problem.action));
+        text.push_str(&failure_text(failed));
     }
     let found = report.leftovers.done.len();
     if found > 0 {
@@ -391,6 +414,19 @@ fn text(report: &Report) -> String {
     if !report.leftovers.alerts.is_empty() || !report.leftovers.waiting.is_empty() {
         text.push_str("Something of earlier runs is still on hosts: hikae vm leftovers\n");
     }
+    text
+}
+
+fn failure_text(failed: &Failure) -> String {
+    let problem = &failed.problem;
+    let mut text = format!(
+        "{} FAILED: {} {}\n",
+        failed.machine, problem.code, problem.summary
+    );
+    for line in &problem.evidence {
+        text.push_str(&format!("  {line}\n"));
+    }
+    text.push_str(&format!("  next: {}\n", problem.action));
     text
 }
 

@@ -9,14 +9,14 @@
 //! **Invariants.** A repository has a folder of its own: whether a tracking point is needed is known to the repository that
 //! its job wrote to, and to no other.
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use engine::job::leftovers::{LeftoversTools, remove_leftovers};
 use host::custody::{JournalFolder, SweepReport};
-use host::ids::{JobId, OwnerId};
+use host::ids::{JobId, OwnerId, VmId};
 use host::{Clock, SystemClock};
 use repo::Repository;
 
@@ -58,6 +58,18 @@ impl Keeping {
     /// A job that begins.
     pub fn job(&self) -> JobId {
         JobId::from_bytes((self.ids)())
+    }
+
+    /// Holds a machine until the file is dropped: two restores of one would write into the same places.
+    pub fn hold(&self, vm: VmId) -> anyhow::Result<File> {
+        let path = self.journals.path().join(format!("restore-{vm}.lock"));
+        let place = || format!("opening {}", path.display());
+        let file = File::create(&path).with_context(place)?;
+        file.try_lock().map_err(|error| {
+            let what = format!("machine {vm} is being restored by another command");
+            anyhow::Error::new(engine::Error::new(engine::ErrorKind::Busy, what).caused_by(error))
+        })?;
+        Ok(file)
     }
 
     /// One round of the custodian over the hosts of an estate.

@@ -109,13 +109,20 @@ fn find(look: &Look, vm: &str, id: &str) -> anyhow::Result<Found> {
             return Ok(Found::TrackingPoint(point, machine.node.clone()));
         }
     }
+    let mut silent = None;
     if let Ok(planned) = id.parse::<VmId>() {
         for node in look.estate.driver.nodes() {
-            let there = look.estate.driver.planned(&node, &look.estate.cancel);
-            if there.is_ok_and(|there| there.contains(&planned)) {
-                return Ok(Found::Planned(planned, node));
+            match look.estate.driver.planned(&node, &look.estate.cancel) {
+                Ok(there) if there.contains(&planned) => {
+                    return Ok(Found::Planned(planned, node));
+                }
+                Ok(_) => {}
+                Err(error) => silent = Some(error),
             }
         }
+    }
+    if let Some(error) = silent {
+        return Err(failed(error));
     }
     Err(misused_flag(format!(
         "nothing of a backup with the id {id} is on {vm}; see hikae vm show {vm}"

@@ -3,6 +3,7 @@
 
 use std::time::{Duration, Instant};
 
+use host::Clock;
 use host::custody::SweepReport;
 use host::ids::OwnerId;
 use serde::Serialize;
@@ -34,7 +35,8 @@ pub fn run(arguments: &VmLeftoversArgs, output: &Output) -> anyhow::Result<Exit>
     if let Some(lost) = &arguments.of_lost {
         keeping.owner = OwnerId::new(lost.clone())?;
     }
-    let until = Instant::now() + Duration::from_secs(arguments.wait.unwrap_or(0));
+    let begun = Instant::now();
+    let wait = Duration::from_secs(arguments.wait.unwrap_or(0));
     let mut done = Vec::new();
     let mut rounds = 0;
     let mut sweep = loop {
@@ -42,10 +44,10 @@ pub fn run(arguments: &VmLeftoversArgs, output: &Output) -> anyhow::Result<Exit>
         let mut sweep = keeping.sweep(&estate, &repository)?;
         done.append(&mut sweep.done);
         let is_over = sweep.waiting.is_empty() && sweep.problems.is_empty();
-        if is_over || Instant::now() >= until || estate.cancel.is_cancelled() {
+        if is_over || begun.elapsed() >= wait || estate.cancel.is_cancelled() {
             break sweep;
         }
-        std::thread::sleep(BETWEEN);
+        keeping.clock.pause(BETWEEN, &estate.cancel);
     };
     sweep.done = done;
     for problem in &estate.problems {

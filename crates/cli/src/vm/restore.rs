@@ -205,13 +205,21 @@ fn to_host(
         cancel: &estate.cancel,
         clock: &keeping.clock,
     };
+    let plan = match plan_restore_vm(tools, &request) {
+        Ok(plan) => plan,
+        Err(error) => {
+            drop(custody);
+            journal.finish()?;
+            return Err(error.into());
+        }
+    };
     if arguments.dry_run {
-        let plan = plan_restore_vm(tools, &request);
         drop(custody);
         journal.finish()?;
-        output.report(&plan?, |plan: &VmRestorePlan| format!("Would {plan}"))?;
+        output.report(&plan, |plan: &VmRestorePlan| format!("Would {plan}"))?;
         return Ok(Exit::Done);
     }
+    let held = keeping.hold(plan.vm)?;
     let (bars, cancel) = (Bars::new(output), cancellation());
     let context = JobContext {
         progress: &bars,
@@ -220,6 +228,7 @@ fn to_host(
     };
     let result = restore_vm(tools, &request, context);
     bars.end();
+    drop(held);
     drop(custody);
     if journal.finish()? > 0 {
         bars.warn(

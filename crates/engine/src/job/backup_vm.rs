@@ -24,7 +24,9 @@ use std::fmt;
 
 use block::sync::Unreadable;
 use host::boundary::{Checkpoints, DiskReads, Inventory};
-use host::checkpoint::{Changes, Checkpoint, CheckpointRequest, FrozenDisk, StillFacts, Warning};
+use host::checkpoint::{
+    Changes, Checkpoint, CheckpointRequest, FrozenDisk, StillFacts, Warning, WarningCode,
+};
 use host::consistency::{Consistency, MissedConsistency};
 use host::coverage::{CoverageReport, DiskCoverage, Exclusion, TrackingOutlook, plan_coverage};
 use host::custody::Custody;
@@ -89,6 +91,9 @@ impl VmBackupRequest {
         }
     }
 }
+
+/// How what is still on a host goes.
+const LATER: &str = "; the next run, or hikae vm leftovers, does it";
 
 /// One of a thousand blocks.
 pub const DEFAULT_AUDIT_PER_MILLION: u32 = 1000;
@@ -595,15 +600,17 @@ impl<'a> Job<'a> {
             Err(error) => error,
         };
         let calm = CancelToken::new();
-        moved.warn(format!(
-            "no tracking point could be made, so the next run reads whole: {}",
-            explained(&error.into())
-        ));
+        let text = explained(&error.into());
+        moved.warn(
+            WarningCode::Untracked,
+            format!("no tracking point could be made, so the next run reads whole: {text}"),
+        );
         if let Err(error) = host.release(&checkpoint.reference, custody, &calm) {
-            moved.warn(format!(
-                "the checkpoint could not be released yet; the next run, or hikae vm leftovers, does it: {}",
-                explained(&error.into())
-            ));
+            let text = explained(&error.into());
+            moved.warn(
+                WarningCode::LeftOver,
+                format!("the checkpoint could not be released yet{LATER}: {text}"),
+            );
         }
         Ok(None)
     }
@@ -611,62 +618,65 @@ impl<'a> Job<'a> {
     /// The point is there: nothing that happens now makes the job fail.
     fn after_commit(&self, record: &MachineRecord, report: &mut VmBackupReport) {
         let (host, custody) = (self.tools.host, self.tools.custody);
-        let calm = CancelToken::new();
-        let later = "; the next run, or hikae vm leftovers, does it";
+        let mut left = |text: String| {
+            report.warnings.push(Warning {
+                code: WarningCode::LeftOver,
+                text,
+            });
+        };
         if let Some(point) = &record.tracking_point
             && let Err(error) = host.keep_tracking(point, custody)
         {
             let text = explained(&error.into());
-            moved::warn(
-                report,
-                format!("the journal was not brought up to date{later}: {text}"),
-            );
+            left(format!(
+                "the journal was not brought up to date{LATER}: {text}"
+            ));
         }
-        for old in self.outlived(record) {
-            if let Err(error) = host.drop_tracking(&old, custody, &calm) {
+        let outlived = match self.outlived(record) {
+            Ok(outlived) => outlived,
+            Err(error) => {
+                let text = explained(&error);
+                left(format!(
+                    "older tracking points were not looked for{LATER}: {text}"
+                ));
+                return;
+            }
+        };
+        for old in outlived {
+            if let Err(error) = host.drop_tracking(&old, custody, &CancelToken::new()) {
                 let text = explained(&error.into());
-                moved::warn(
-                    report,
-                    format!(
-                        "tracking point {} could not be dropped{later}: {text}",
-                        old.point
-                    ),
-                );
+                let point = &old.point;
+                left(format!(
+                    "tracking point {point} could not be dropped{LATER}: {text}"
+                ));
             }
         }
     }
 
     /// Tracking points of earlier versions that are on the host still: of the version before, and of such as were forgotten
     /// or fell out of the order since.
-    fn outlived(&self, record: &MachineRecord) -> Vec<TrackingPointRef> {
-        let (host, calm) = (self.tools.host, CancelToken::new());
-        let told = host.machine(record.vm, &calm).map_err(Error::from);
-        let known = self.tools.repository.points().map_err(Error::from);
-        let (machine, points) = match (told, known) {
-            (Ok(machine), Ok((points, _))) => (machine, points),
-            (Err(error), _) | (_, Err(error)) => {
-                self.context.progress.warn(&format!(
-                    "older tracking points were not looked for: {}",
-                    explained(&error)
-                ));
-                return Vec::new();
-            }
-        };
-        let recorded = points
+    fn outlived(&self, record: &MachineRecord) -> Result<Vec<TrackingPointRef>> {
+        let machine = self.tools.host.machine(record.vm, &CancelToken::new())?;
+        let (points, _) = self.tools.repository.points()?;
+        let mut outlived = Vec::new();
+        for found in points
             .iter()
             .filter(|it| it.point.name == self.request.name)
-            .filter_map(|it| MachineRecord::of_point(&it.point).ok().flatten())
-            .filter_map(|it| it.tracking_point);
-        let mut outlived: Vec<TrackingPointRef> = recorded
-            .filter(|it| record.tracking_point.as_ref() != Some(it))
-            .filter(|it| {
-                let mut there = machine.tracking_points.iter();
-                it.vm == record.vm && there.any(|there| there.id == it.point)
-            })
-            .collect();
+        {
+            let theirs = MachineRecord::of_point(&found.point)?.and_then(|it| it.tracking_point);
+            let is_older = theirs != record.tracking_point;
+            if let Some(theirs) = theirs.filter(|it| is_older && it.vm == record.vm)
+                && machine
+                    .tracking_points
+                    .iter()
+                    .any(|there| there.id == theirs.point)
+            {
+                outlived.push(theirs);
+            }
+        }
         outlived.sort();
         outlived.dedup();
-        outlived
+        Ok(outlived)
     }
 }
 

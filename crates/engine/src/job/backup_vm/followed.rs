@@ -77,7 +77,8 @@ impl<'a> FollowedDisk<'a> {
         current.unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Another one than `failed`: what another thread opened meanwhile, or a new one.
+    /// Another one than `failed`: what another thread opened meanwhile, or a new one. The lock is held while it is opened, on
+    /// purpose: the others have nothing to read until then, and it is opened once.
     fn again(&self, failed: u64) -> host::Result<()> {
         let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
         if current.number != failed {

@@ -202,8 +202,8 @@ impl<'m> Gathering<'m> {
         Ok(())
     }
 
-    pub(super) fn warn(&mut self, text: String) {
-        self.warnings.push(tracking_warning(text));
+    pub(super) fn warn(&mut self, code: WarningCode, text: String) {
+        self.warnings.push(Warning { code, text });
     }
 
     pub(super) fn finish(self, name: &str) -> Result<Gathered> {
@@ -242,17 +242,6 @@ impl<'m> Gathering<'m> {
             report,
         })
     }
-}
-
-fn tracking_warning(text: String) -> Warning {
-    Warning {
-        code: WarningCode::Unmarked,
-        text,
-    }
-}
-
-pub(super) fn warn(report: &mut VmBackupReport, text: String) {
-    report.warnings.push(tracking_warning(text));
 }
 
 fn kept_consistency(reached: host::consistency::Consistency) -> Consistency {

@@ -133,12 +133,15 @@ fn image_name(
     let format = format
         .or_else(|| profile_from(&disk.image).ok().map(|profile| profile.format))
         .unwrap_or(Format::Vhdx);
-    let is_alone = record
+    let stem_of = |name: &str| {
+        let stem = name.rsplit_once('.').map_or(name, |(stem, _)| stem);
+        stem.to_lowercase()
+    };
+    let alike = record
         .disks
         .iter()
-        .filter(|it| it.home.file_name().eq_ignore_ascii_case(name))
-        .count()
-        <= 1;
+        .filter(|it| stem_of(it.home.file_name()) == stem_of(name));
+    let is_alone = alike.count() <= 1;
     let word = format_word(format);
     if is_alone && !stem.is_empty() {
         format!("{stem}.{word}")

@@ -127,14 +127,9 @@ fn drop_tracking(job: &Job<'_>, now: &VmFacts) -> Result<()> {
     Ok(())
 }
 
+/// Machines may share a folder: each has its own below it.
 fn undo_folder(plan: &VmRestorePlan) -> Result<HostPath> {
-    let tag: String = plan
-        .version
-        .chars()
-        .filter(char::is_ascii_alphanumeric)
-        .take(16)
-        .collect();
-    Ok(plan.folder.join(&format!("hikae-undo-{tag}"))?)
+    Ok(plan.folder.join(&format!("hikae-undo-{}", plan.vm))?)
 }
 
 /// The configuration in an export: `FOLDER\NAME\Virtual Machines\ID.vmcx`.
@@ -143,8 +138,10 @@ fn configuration_below(job: &Job<'_>, node: &NodeName, folder: &HostPath) -> Res
     let mut found = None;
     for entry in host.list(node, folder)? {
         let below = folder.join(&entry.name)?.join("Virtual Machines")?;
-        let Ok(files) = host.list(node, &below) else {
-            continue;
+        let files = match host.list(node, &below) {
+            Ok(files) => files,
+            Err(error) if error.kind() == host::ErrorKind::NotFound => continue,
+            Err(error) => return Err(error.into()),
         };
         for file in files {
             let path = below.join(&file.name)?;
