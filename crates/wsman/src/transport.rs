@@ -8,6 +8,7 @@
 //! **Invariants.** A [`Transport`] authenticates and seals by itself; it never looks into the envelope. An answer is never
 //! longer than was allowed. Status 200, 400 and 500 carry SOAP and are [`Answer`]s; any other is an error.
 
+mod direct;
 mod http;
 mod runtime;
 mod sealed;
@@ -18,6 +19,7 @@ use std::time::Duration;
 
 use crate::{CancelToken, Result};
 
+pub use direct::DirectTransport;
 pub use http::{Credentials, Endpoint, HttpTransport, HttpTransportOptions, Line};
 pub use runtime::TransportRuntime;
 pub use server::{

@@ -31,10 +31,8 @@ use repo::{ProtectedName, ReadProtection, RecoveryPoint};
 use tempfile::TempDir;
 use wsman::cim::{CimInstance, CimPath, CimValue};
 use wsman::client::{CimClient, ClientOptions, ClientSources, Enumeration, WsmanClient};
-use wsman::server::{
-    AccountName, Caller, ServiceOptions, ServiceSources, SoapService, WsmanService,
-};
-use wsman::transport::{Answer, Post, Transport};
+use wsman::server::{AccountName, Caller, ServiceOptions, ServiceSources, WsmanService};
+use wsman::transport::DirectTransport;
 
 use crate::support::{World, context, selector};
 
@@ -226,27 +224,6 @@ impl Journal for MortalJournal {
     }
 }
 
-struct Direct {
-    service: WsmanService,
-    caller: Caller,
-    address: String,
-}
-
-impl Transport for Direct {
-    fn post(&self, post: &Post<'_>) -> wsman::Result<Answer> {
-        let reply = self.service.serve(&self.caller, Some("utf-8"), post.body);
-        Ok(Answer {
-            status: reply.status,
-            charset: Some("utf-8".to_owned()),
-            body: reply.body,
-        })
-    }
-
-    fn address(&self) -> &str {
-        &self.address
-    }
-}
-
 pub fn host(name: &str) -> HostName {
     HostName::new(name)
 }
@@ -354,11 +331,11 @@ impl Site {
             ids: ids.clone(),
         };
         let service = WsmanService::new(Arc::new(provider), ServiceOptions::default(), sources);
-        let transport = Direct {
-            service,
-            caller: Caller::Account(account),
-            address: format!("http://{name}.example.net:5985/wsman"),
-        };
+        let transport = DirectTransport::new(
+            Arc::new(service),
+            Caller::Account(account),
+            format!("http://{name}.example.net:5985/wsman"),
+        );
         let sources = ClientSources {
             ids,
             clock,

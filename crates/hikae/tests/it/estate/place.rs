@@ -26,11 +26,9 @@ use tempfile::TempDir;
 use wsman::auth::Secret;
 use wsman::cim::{CimPath, CimValue, Namespace};
 use wsman::client::{CimClient, ClientOptions, ClientSources, WsmanClient};
-use wsman::server::{
-    AccountName, Caller, ServiceOptions, ServiceSources, SoapService, WsmanService,
-};
+use wsman::server::{AccountName, Caller, ServiceOptions, ServiceSources, WsmanService};
 use wsman::transport::{
-    Answer, Credentials, Endpoint, HttpTransport, HttpTransportOptions, Line, Post, Transport,
+    Credentials, DirectTransport, Endpoint, HttpTransport, HttpTransportOptions, Line, Transport,
     TransportRuntime,
 };
 
@@ -404,11 +402,11 @@ pub fn direct(estate: &Arc<SharedEstate>, language: Language, name: &str) -> Arc
         ServiceOptions::default(),
         service_sources(),
     );
-    Arc::new(Direct {
-        service,
-        caller: Caller::Account(account),
-        address: format!("http://{name}.example.net:5985/wsman"),
-    })
+    Arc::new(DirectTransport::new(
+        Arc::new(service),
+        Caller::Account(account),
+        format!("http://{name}.example.net:5985/wsman"),
+    ))
 }
 
 /// A host as the driver knows it.
@@ -512,28 +510,6 @@ fn machine(plan: &Plan) -> VmSpec {
         spec.guest_facts.insert(name.to_owned(), value.to_owned());
     }
     spec
-}
-
-/// A transport that has the service at its other end.
-struct Direct {
-    service: WsmanService,
-    caller: Caller,
-    address: String,
-}
-
-impl Transport for Direct {
-    fn post(&self, post: &Post<'_>) -> wsman::Result<Answer> {
-        let reply = self.service.serve(&self.caller, Some("utf-8"), post.body);
-        Ok(Answer {
-            status: reply.status,
-            charset: Some("utf-8".to_owned()),
-            body: reply.body,
-        })
-    }
-
-    fn address(&self) -> &str {
-        &self.address
-    }
 }
 
 fn ids(seed: u64) -> Arc<dyn Fn() -> [u8; 16] + Send + Sync> {

@@ -13,10 +13,8 @@ use lab::provider::{HostProvider, Language, Pace, ProviderOptions, Role, Roles, 
 use tempfile::TempDir;
 use wsman::cim::{CimInstance, CimPath, CimValue, Namespace};
 use wsman::client::{CimClient, ClientOptions, ClientSources, WsmanClient};
-use wsman::server::{
-    AccountName, Caller, ServiceOptions, ServiceSources, SoapService, WsmanService,
-};
-use wsman::transport::{Answer, Post, Transport};
+use wsman::server::{AccountName, Caller, ServiceOptions, ServiceSources, WsmanService};
+use wsman::transport::DirectTransport;
 
 pub const MIB: u64 = 1 << 20;
 
@@ -63,28 +61,6 @@ pub struct Stage {
     pub raw01: VmId,
     language: Language,
     _folder: TempDir,
-}
-
-/// A transport that has the service at its other end.
-struct Direct {
-    service: WsmanService,
-    caller: Caller,
-    address: String,
-}
-
-impl Transport for Direct {
-    fn post(&self, post: &Post<'_>) -> wsman::Result<Answer> {
-        let reply = self.service.serve(&self.caller, Some("utf-8"), post.body);
-        Ok(Answer {
-            status: reply.status,
-            charset: Some("utf-8".to_owned()),
-            body: reply.body,
-        })
-    }
-
-    fn address(&self) -> &str {
-        &self.address
-    }
 }
 
 impl Stage {
@@ -175,11 +151,11 @@ impl Stage {
             ids: ids.clone(),
         };
         let service = WsmanService::new(Arc::new(provider), ServiceOptions::default(), sources);
-        let transport = Direct {
-            service,
-            caller: self.caller(name),
-            address: format!("http://{name}.example.net:5985/wsman"),
-        };
+        let transport = DirectTransport::new(
+            Arc::new(service),
+            self.caller(name),
+            format!("http://{name}.example.net:5985/wsman"),
+        );
         let sources = ClientSources {
             ids,
             clock,
